@@ -1,0 +1,57 @@
+"""What a medium is: an extent space with a few capabilities, whatever lies behind it.
+
+A medium is written in two ways only: superblock slots are overwritten in place, segments are appended to, or put
+whole, and trimmed whole before they are used again. A driver may rely on that; `AppendOnlyMedium` enforces it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+
+class Capability(enum.Flag):
+    """What a medium can do beyond the minimum."""
+
+    NONE = 0
+    PARALLEL_APPEND = enum.auto()
+    """Appends to one segment may be issued out of order (files, drives); without it they must be in order."""
+    TRIM = enum.auto()
+    """`trim` gives the space back to whoever owns the medium; reads of it then return zeros."""
+
+
+class Medium(Protocol):
+    """One medium of a pool. Offsets and lengths are bytes, multiples of 4 KiB (RECORD_ALIGN_BYTES).
+
+    Every method raises `kvfs.errors.MediumUnavailableError` for an I/O error, naming medium, operation, offset and
+    the system's text. A driver retries nothing: callers own deadlines.
+    """
+
+    name: str
+    """How people and logs call it: its path or address."""
+    size_bytes: int
+    capabilities: Capability
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`; space never written reads as zeros. No short reads."""
+        ...
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at `offset`. It survives the process, not yet a power loss."""
+        ...
+
+    async def flush(self) -> None:
+        """Everything written before survives a power loss once this returns."""
+        ...
+
+    async def trim(self, offset: int, length: int) -> None:
+        """The range's content is no longer needed."""
+        ...
+
+    async def advise(self, offset: int, length: int) -> None:
+        """Hint that the range will be read soon; may do nothing."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release descriptors and locks; errors are raised."""
+        ...

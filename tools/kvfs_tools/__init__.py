@@ -1,0 +1,1 @@
+"""Administration and inspection of pools: `kvfsctl` and what it is made of."""
