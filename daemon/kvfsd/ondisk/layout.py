@@ -83,7 +83,9 @@ def check_range(where: str, field: str, have: int, low: int, high: int) -> None:
         raise FormatError(f"{where}: {field}: want {low} to {high}, have {have}")
 
 
-def is_zero(data: Buffer) -> bool:
-    """True if every byte of `data` is zero."""
+def check_zero(where: str, field: str, data: Buffer) -> None:
+    """FormatError naming `where`, `field` and the first byte of `data` that is not zero."""
     view = memoryview(data).cast("B")
-    return not any(view) if len(view) <= CHECKSUM_BYTES else bytes(view).count(0) == len(view)
+    if bytes(len(view)) != view:
+        offset = next(index for index, byte in enumerate(view) if byte)
+        raise FormatError(f"{where}: {field}: want zeros, have {view[offset]:#04x} at byte {offset} of it")

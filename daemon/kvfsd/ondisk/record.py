@@ -15,7 +15,7 @@ import xxhash
 
 from kvfs import limits
 from kvfs.errors import FormatError, InvalidArgumentError
-from kvfsd.ondisk.layout import Buffer, Layout, check, check_range
+from kvfsd.ondisk.layout import Buffer, Layout, check, check_range, check_zero
 
 MAGIC: Final = b"KVFR"
 VERSION: Final = 1
@@ -159,7 +159,7 @@ class RecordHeader:
         check(where, "record codec", CODEC_NONE, codec)
         check_range(where, "record payload length", length, 0, PAYLOAD_MAX_BYTES)
         check(where, "record stored length", record_bytes(length), stored)
-        check(where, "record reserved bytes", bytes(RESERVED_BYTES), rest)
+        check_zero(where, "record reserved bytes", rest)
         identity = RecordIdentity(
             pool=pool,
             record_type=RecordType(kind),
