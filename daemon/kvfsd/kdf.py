@@ -1,9 +1,9 @@
 """Every key of kvfs that is derived from another, and every purpose label, in one place (pure).
 
-One function derives: HKDF-Expand of RFC 5869 with SHA-256. Its input keys are uniformly random already (or come out of
-scrypt), so HKDF-Extract is left out, as section 3.3 of that RFC allows. The `info` of each derivation is a purpose label
-followed by fields of fixed size, so two derivations agree only if every field agrees. docs/FORMAT.md, key file and keys,
-is normative; docs/THREATS.md says what hangs on it.
+One function derives: HKDF-Expand of RFC 5869 with SHA-256. Its input keys are uniformly random already (or come out
+of scrypt), so HKDF-Extract is left out, as section 3.3 of that RFC allows. The `info` of each derivation is a purpose
+label followed by fields of fixed size, so two derivations agree only if every field agrees. docs/FORMAT.md, key file
+and keys, is normative; docs/THREATS.md says what hangs on it.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def kek_check(kek: bytes, pool: bytes) -> bytes:
 class Stretch:
     """scrypt parameters of a passphrase (RFC 7914); `salt` is 16 random bytes, fresh with each new passphrase.
 
-    The default is 32 MiB of memory and about 0.1 s: N = 2^15, r = 8, p = 1, the scrypt paper's interactive figure doubled.
+    The default is N = 2^17, r = 8, p = 1 (OWASP's Password Storage Cheat Sheet): 128 MiB of memory, under a second.
     """
 
     salt: bytes
-    log2_n: int = 15
+    log2_n: int = 17
     r: int = 8
     p: int = 1
 
