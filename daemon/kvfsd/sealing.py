@@ -65,24 +65,42 @@ class SealedRecord:
     tag: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Bytes to seal, with the inner checksum that was taken of them when they were admitted."""
+
+    data: Buffer
+    checksum: int
+
+    @classmethod
+    def of(cls, data: Buffer) -> Payload:
+        """`data` and its xxh3_64."""
+        return cls(data, xxhash.xxh3_64_intdigest(data))
+
+
 def seal(key: bytes, identity: RecordIdentity, salt: bytes, payload: Buffer, out: memoryview) -> SealedRecord:
-    """Seal `payload` (0 .. BLOCK_BYTES bytes) into `out`, which holds at least `record_bytes(len(payload))`.
+    """Seal `payload`, taking its inner checksum now; all else as :func:`seal_payload`."""
+    return seal_payload(key, identity, salt, Payload.of(payload), out)
+
+
+def seal_payload(key: bytes, identity: RecordIdentity, salt: bytes, payload: Payload, out: memoryview) -> SealedRecord:
+    """Seal `payload` (0 .. BLOCK_BYTES bytes) into `out`, which holds at least `record_bytes` of its length.
 
     `key` is the 32-byte record key that was derived with this very `salt`; neither may have been used before.
     InvalidArgumentError if a length does not fit. `payload` must not change meanwhile; it is not copied.
     """
     length = identity.length
     stored = record_bytes(length)
-    if len(payload) != length or len(out) < stored:
+    if len(payload.data) != length or len(out) < stored:
         raise InvalidArgumentError(
-            f"seal: want a payload of {length} and room for {stored} bytes, have {len(payload)} and {len(out)}"
+            f"seal: want a payload of {length} and room for {stored} bytes, have {len(payload.data)} and {len(out)}"
         )
     end = HEADER_BYTES + length
     tail = end + INNER_CHECKSUM_BYTES
     cipher = Cipher(AES(key), GCM(_nonce(identity))).encryptor()
     cipher.authenticate_additional_data(identity.associated_data())
-    cipher.update_into(payload, out[HEADER_BYTES:end])
-    cipher.update_into(xxhash.xxh3_64_intdigest(payload).to_bytes(INNER_CHECKSUM_BYTES, "little"), out[end:tail])
+    cipher.update_into(payload.data, out[HEADER_BYTES:end])
+    cipher.update_into(payload.checksum.to_bytes(INNER_CHECKSUM_BYTES, "little"), out[end:tail])
     cipher.finalize()
     tag = cipher.tag
     body_end = tail + TAG_BYTES
@@ -116,6 +134,13 @@ def open_record(key: bytes, identity: RecordIdentity, tag: bytes, record: memory
     of :class:`Check`, in order; the first that fails is named in the BadRecordError, and `out` then holds zeros if
     anything was decrypted into it.
     """
+    checksum = decrypt_record(key, identity, tag, record, out)
+    verify_payload(identity, checksum, out)
+    return identity.length
+
+
+def decrypt_record(key: bytes, identity: RecordIdentity, tag: bytes, record: memoryview, out: memoryview) -> int:
+    """`open_record` up to its last check: returns the inner checksum, for :func:`verify_payload`."""
     length = identity.length
     if len(out) < length:
         raise InvalidArgumentError(f"open: want room for {length} bytes, have {len(out)}")
@@ -126,15 +151,22 @@ def open_record(key: bytes, identity: RecordIdentity, tag: bytes, record: memory
         _refuse(Check.OUTER, identity, str(error).lstrip(": "), error)
     plaintext = out[:length]
     try:
-        _decrypt(key, identity, tag, record, plaintext)
+        return _decrypt(key, identity, tag, record, plaintext)
     except BadRecordError:
         plaintext[:] = bytes(length)
         raise
-    return length
 
 
-def _decrypt(key: bytes, identity: RecordIdentity, tag: bytes, record: memoryview, plaintext: memoryview) -> None:
-    """GCM, the catalog's tag, the inner checksum. On BadRecordError `plaintext` holds what nobody may see."""
+def verify_payload(identity: RecordIdentity, checksum: int, plaintext: memoryview) -> None:
+    """The payload is the one that was handed to `seal`: the last check. On BadRecordError `plaintext` holds zeros."""
+    payload = plaintext[: identity.length]
+    if xxhash.xxh3_64_intdigest(payload) != checksum:
+        payload[:] = bytes(identity.length)
+        _refuse(Check.INNER, identity, "the payload differs from what was sealed")
+
+
+def _decrypt(key: bytes, identity: RecordIdentity, tag: bytes, record: memoryview, plaintext: memoryview) -> int:
+    """GCM and the catalog's tag; returns the inner checksum. On BadRecordError nobody may see `plaintext`."""
     end = HEADER_BYTES + identity.length
     tail = end + INNER_CHECKSUM_BYTES
     stored_tag = bytes(record[tail : tail + TAG_BYTES])
@@ -148,8 +180,7 @@ def _decrypt(key: bytes, identity: RecordIdentity, tag: bytes, record: memoryvie
         _refuse(Check.SEAL, identity, "the tag does not fit key, identity and ciphertext", error)
     if tag and not hmac.compare_digest(tag, stored_tag):
         _refuse(Check.CATALOG_TAG, identity, f"want {tag.hex()}, have {stored_tag.hex()}")
-    if xxhash.xxh3_64_intdigest(plaintext).to_bytes(INNER_CHECKSUM_BYTES, "little") != inner:
-        _refuse(Check.INNER, identity, "the payload differs from what was sealed")
+    return int.from_bytes(inner, "little")
 
 
 def _nonce(identity: RecordIdentity) -> bytes:
