@@ -33,6 +33,12 @@ STAGING_MAX_BYTES: Final = 64 * MIB
 """Dirty block buffers of one mount; past it the oldest partial block is sealed early."""
 READ_CACHE_MAX_BYTES: Final = 64 * MIB
 """Verified plaintext that a mount keeps between open and read, and as look-ahead."""
+LOOK_AHEAD_BLOCKS: Final = 4
+"""Blocks fetched ahead of a sequential reader of a file that is too large to be verified at open."""
+INODE_HINTS_MAX: Final = 32_768
+"""Inodes of which a mount remembers what the kernel's page cache holds; forgetting one costs a re-read."""
+INVALIDATIONS_MAX: Final = 65_536
+"""Cache invalidations waiting for the kernel; past it everything is revoked at once."""
 OPEN_FILES_MAX: Final = 65_536
 
 INFLIGHT_DATA_COMMANDS_MAX: Final = 32
@@ -43,6 +49,9 @@ COMMAND_DEADLINE_MS: Final = 30_000
 """A command that has not completed by then fails with DEADLINE_EXCEEDED."""
 MEDIUM_DEADLINE_MS: Final = 2_000
 """How long a slow or failing medium is waited for (docs/ARCHITECTURE.md, errors)."""
+
+DRAIN_DEADLINE_MS: Final = 5_000
+"""How long requests in flight may take to finish after SIGTERM before the mount goes away under them."""
 
 DIRECTORY_BATCH_MAX: Final = 512
 """Entries of one ReadDirectory completion."""
