@@ -10,18 +10,18 @@ from kvfsd import directories, mounts
 from kvfsd.mounts import MountRecord
 
 
-def record_of(pid: int, ticks: int, mountpoint: str = "/mnt/a", pool: str = "/pool") -> MountRecord:
+def record_of(pid: int, ticks: int, mountpoint: str = "/kv/a", pool: str = "/pool") -> MountRecord:
     return MountRecord(1, pid, ticks, mountpoint, pool, "default", "/run/x.sock", "", 5)
 
 
-def mine(mountpoint: str = "/mnt/a") -> MountRecord:
+def mine(mountpoint: str = "/kv/a") -> MountRecord:
     ticks = mounts.process_start_ticks(os.getpid())
     assert ticks is not None
     return record_of(os.getpid(), ticks, mountpoint)
 
 
 def test_a_record_comes_back_also_with_a_name_that_is_not_utf8(tmp_path):
-    record = mine("/mnt/\udcff b")
+    record = mine("/kv/\udcff b")
     mounts.write_record(tmp_path, record)
     assert list(mounts.all_records([tmp_path])) == [(tmp_path, record)]
     assert record.alive
@@ -58,7 +58,7 @@ def test_remove_leaves_the_record_of_a_newer_mount(tmp_path):
     old, new = record_of(1, 1), mine()
     mounts.write_record(tmp_path, new)
     mounts.remove_record(tmp_path, old)
-    assert mounts.find_by_mountpoint("/mnt/a", [tmp_path]) == (tmp_path, new)
+    assert mounts.find_by_mountpoint("/kv/a", [tmp_path]) == (tmp_path, new)
 
 
 def test_a_live_record_is_preferred_over_a_stale_one(tmp_path):
@@ -66,7 +66,7 @@ def test_a_live_record_is_preferred_over_a_stale_one(tmp_path):
     for directory, record in ((stale, record_of(os.getpid(), 1)), (live, mine())):
         directory.mkdir()
         mounts.write_record(directory, record)
-    assert mounts.find_by_mountpoint("/mnt/a", [stale, live]) == (live, mine())
+    assert mounts.find_by_mountpoint("/kv/a", [stale, live]) == (live, mine())
     assert mounts.live_mount_of_pool("/pool", [stale, live]) == mine()
     assert mounts.live_mount_of_pool("/pool", [stale]) is None
 
@@ -75,10 +75,10 @@ def test_mountinfo_is_read_with_its_escapes(tmp_path):
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_bytes(
         b"22 1 0:5 / /dev rw shared:2 - devtmpfs dev rw\n"
-        b"90 22 0:50 / /mnt/a\\040b\\134c rw,nosuid - fuse.kvfs default@/pool rw,user_id=0\n"
-        b"91 22 0:51 / /mnt/other rw - fuse.sshfs x rw\n"
+        b"90 22 0:50 / /kv/a\\040b\\134c rw,nosuid - fuse.kvfs default@/pool rw,user_id=0\n"
+        b"91 22 0:51 / /kv/other rw - fuse.sshfs x rw\n"
     )
-    assert mounts.kvfs_mountpoints(str(mountinfo)) == ["/mnt/a b\\c"]
+    assert mounts.kvfs_mountpoints(str(mountinfo)) == ["/kv/a b\\c"]
 
 
 def test_a_mountpoint_is_resolved_through_links(tmp_path):

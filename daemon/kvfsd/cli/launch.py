@@ -1,0 +1,68 @@
+"""Start the serving process of a mount: here, or detached in the background with a log of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Final
+
+from kvfsd import directories, mounts
+from kvfsd.cli import background, output
+from kvfsd.cli.notify import notify
+from kvfsd.cli.request import MountRequest
+
+_SYSLOG_PRIORITY: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class ForegroundReadiness:
+    """Reports on stderr, and to the service manager when there is one."""
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        output.warn("kvfs", text)
+
+    def ready(self) -> None:
+        """Let systemd know (Type=notify)."""
+        notify(f"READY=1\nMAINPID={os.getpid()}")
+
+
+def in_foreground(asked: MountRequest) -> None:
+    """Serve until unmounted or told to end; the log goes to stderr."""
+    _log_to_stderr()
+    _serve(asked, ForegroundReadiness(), "")
+
+
+def in_background(asked: MountRequest) -> None:
+    """Serve from a detached process; return when the mount is ready."""
+    log = directories.ensure_private(directories.logs()) / f"{mounts.mount_id(asked.mountpoint)}.log"
+
+    def serve(readiness: background.Readiness) -> None:
+        _log_to_stderr()  # which is the log file in the child
+        _serve(asked, readiness, str(log))
+
+    background.run_in_background(serve, log, lambda text: output.warn("kvfs", text))
+
+
+def _serve(asked: MountRequest, readiness: background.Readiness, log: str) -> None:
+    from kvfsd.cli import embedded
+
+    embedded.serve(asked, readiness, log)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Lines that start with their priority, as sd-daemon(3) has it; the journal adds the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of text for `record`; a traceback's lines get the priority too."""
+        prefix = f"<{_SYSLOG_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
