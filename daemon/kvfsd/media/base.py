@@ -9,6 +9,9 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from kvfs import limits
+from kvfs.errors import InvalidArgumentError
+
 
 class Capability(enum.Flag):
     """What a medium can do beyond the minimum."""
@@ -24,7 +27,8 @@ class Medium(Protocol):
     """One medium of a pool. Offsets and lengths are bytes, multiples of 4 KiB (RECORD_ALIGN_BYTES).
 
     Every method raises `kvfs.errors.MediumUnavailableError` for an I/O error, naming medium, operation, offset and
-    the system's text. A driver retries nothing: callers own deadlines.
+    the system's text; `write` raises `PoolFullError` if whatever holds the medium is out of space. A driver retries
+    nothing: callers own deadlines. Extents outside the medium or not aligned are an InvalidArgumentError.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Medium(Protocol):
         ...
 
     async def trim(self, offset: int, length: int) -> None:
-        """The range's content is no longer needed."""
+        """The range's content is no longer needed; with TRIM it reads as zeros (until the next flush: or as before)."""
         ...
 
     async def advise(self, offset: int, length: int) -> None:
@@ -55,3 +59,14 @@ class Medium(Protocol):
     async def aclose(self) -> None:
         """Release descriptors and locks; errors are raised."""
         ...
+
+
+def check_extent(name: str, size_bytes: int, offset: int, length: int) -> None:
+    """InvalidArgumentError unless `length` bytes at `offset` are aligned to 4 KiB and inside medium `name`."""
+    unit = limits.RECORD_ALIGN_BYTES
+    if offset % unit or length % unit:
+        raise InvalidArgumentError(f"medium {name}: {length} bytes at {offset}: want multiples of {unit}")
+    if not (0 <= offset <= size_bytes and 0 < length <= size_bytes - offset):
+        raise InvalidArgumentError(
+            f"medium {name}: {length} bytes at {offset}: want an extent within {size_bytes} bytes"
+        )

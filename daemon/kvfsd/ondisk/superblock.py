@@ -135,7 +135,8 @@ class Superblock:
         values = LAYOUT.unpack(data, where)
         (_, version, in_slot, incompat, ro_compat, compat, pool, medium, index, weight) = values[:10]
         (size, segment_bytes, data_offset, sequence, domain_length, domain, reserved) = values[10:]
-        check(where, "superblock version", VERSION, version)
+        if version != VERSION:
+            raise UnknownFeatureError(f"{where}: superblock version: want {VERSION}, have {version} (newer kvfs?)")
         check(where, "superblock slot", slot, in_slot)
         unknown = incompat & ~KNOWN_INCOMPAT
         if unknown:
@@ -162,7 +163,7 @@ class Superblock:
 
 
 class UnknownFeatureError(FormatError):
-    """The medium is sound, but uses a feature that this version does not know: never overwrite it."""
+    """The medium is sound, but of a version or with a feature that this code does not know: never overwrite it."""
 
 
 def newest(slots: tuple[Superblock | None, Superblock | None]) -> int:
