@@ -151,13 +151,7 @@ class Mount:
 
     def start(self) -> None:
         """Mount and wait until the filesystem answers. Raises MountError with its stderr."""
-        argv = list(self.command or [program("kvfs"), "mount", "-f", self.source, str(self.mountpoint)])
-        if self.command is None and self.options:
-            argv += ["-o", ",".join(self.options)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        self._spawn()
         self._await_connection()
         # A child asks first: if the filesystem never answers, the child is killed and not this process.
         probe = [sys.executable, "-c", f"import os; os.statvfs({str(self.mountpoint)!r})"]
@@ -165,6 +159,21 @@ class Mount:
             subprocess.run(probe, timeout=START_LIMIT_S, check=True, capture_output=True)
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
             raise MountError(f"mounted, but statvfs failed: {error}\n{self.log_tail()}") from error
+
+    def start_and_kill(self, delay_s: float) -> None:
+        """Start, and SIGKILL `delay_s` later wherever it is by then: a crash during recovery."""
+        self._spawn()
+        time.sleep(delay_s)
+        self.kill()
+
+    def _spawn(self) -> None:
+        argv = list(self.command or [program("kvfs"), "mount", "-f", self.source, str(self.mountpoint)])
+        if self.command is None and self.options:
+            argv += ["-o", ",".join(self.options)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _await_connection(self) -> None:
         assert self.process is not None
