@@ -1,0 +1,81 @@
+"""The catalog of one pool: all its parts around one database connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvfsd.catalog.attachments import Attachments
+from kvfsd.catalog.blocks import Blocks
+from kvfsd.catalog.database import Database, Hooks, Transaction
+from kvfsd.catalog.inodes import Inodes
+from kvfsd.catalog.log_rows import LogRows
+from kvfsd.catalog.media_rows import MediaRows
+from kvfsd.catalog.namespace import Namespace
+from kvfsd.catalog.publication import Publisher
+from kvfsd.catalog.quarantine_rows import QuarantineRows
+from kvfsd.catalog.renames import Renames
+from kvfsd.catalog.segment_rows import SegmentRows
+from kvfsd.catalog.tenants import Tenants
+from kvfsd.catalog.xattrs import Xattrs
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Open with `Catalog.open` or `Catalog.create`; change things inside `with catalog.transaction():`."""
+
+    database: Database
+    segments: SegmentRows
+    blocks: Blocks
+    tenants: Tenants
+    inodes: Inodes
+    namespace: Namespace
+    renames: Renames
+    xattrs: Xattrs
+    publisher: Publisher
+    attachments: Attachments
+    quarantine: QuarantineRows
+    media: MediaRows
+    log_rows: LogRows
+
+    @classmethod
+    def create(cls, path: Path, pool_uuid: bytes, hooks: Hooks | None = None) -> Catalog:
+        """An empty catalog at `path`; FileExistsError."""
+        return cls.over(Database.create(path, pool_uuid, hooks))
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False, hooks: Hooks | None = None) -> Catalog:
+        """See `Database.open`."""
+        return cls.over(Database.open(path, read_only=read_only, hooks=hooks))
+
+    @classmethod
+    def over(cls, database: Database) -> Catalog:
+        """The parts of the catalog around an open database."""
+        segments = SegmentRows(database)
+        blocks = Blocks(database, segments)
+        tenants = Tenants(database)
+        inodes = Inodes(database, blocks, tenants)
+        namespace = Namespace(database, inodes)
+        return cls(
+            database=database,
+            segments=segments,
+            blocks=blocks,
+            tenants=tenants,
+            inodes=inodes,
+            namespace=namespace,
+            renames=Renames(namespace, inodes),
+            xattrs=Xattrs(database, inodes),
+            publisher=Publisher(database, namespace, inodes, blocks),
+            attachments=Attachments(database, blocks, inodes),
+            quarantine=QuarantineRows(database, namespace, inodes),
+            media=MediaRows(database),
+            log_rows=LogRows(database, segments),
+        )
+
+    def transaction(self) -> Transaction:
+        """One atomic change; see `Database.transaction`."""
+        return self.database.transaction()
+
+    def close(self) -> None:
+        """Checkpoint, mark clean, close."""
+        self.database.close()

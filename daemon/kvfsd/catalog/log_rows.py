@@ -1,0 +1,177 @@
+"""Rows behind the metadata log: queued entries, live log records, and reading a tenant for a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from kvfsd.catalog.database import Database, Row
+from kvfsd.catalog.rows import Location, pack_locations
+from kvfsd.catalog.schema import LISTING_COLUMNS
+from kvfsd.catalog.segment_rows import SegmentRows
+from kvfsd.ondisk.metalog import LENGTH_BYTES, Change, PutBlock, PutEntry, PutInode, PutXattr
+
+SNAPSHOT_ROWS: Final = 1024
+"""Rows that one transaction of a snapshot reads: some milliseconds."""
+_PENDING_ROWS: Final = 2048
+
+
+class LogState(NamedTuple):
+    """A tenant's log: generation of its newest record (0: none), bytes of all live records, bytes of its snapshot."""
+
+    head_generation: int = 0
+    log_bytes: int = 0
+    snapshot_bytes: int = 0
+
+
+class LogRecord(NamedTuple):
+    """A record of the metadata log (or, for tenant 0, of the system): payload `length` and replicas."""
+
+    tenant: int
+    generation: int
+    length: int
+    locations: tuple[Location, ...]
+
+
+class SnapshotCursor(NamedTuple):
+    """How far a snapshot has read: index into the tables, and the last key there."""
+
+    table: int = 0
+    key: tuple[int | bytes, ...] = ()
+
+
+class LogRows:
+    """Tables `outbox`, `log_record` and `log_state`."""
+
+    def __init__(self, database: Database, segments: SegmentRows) -> None:
+        self._database = database
+        self._segments = segments
+
+    # --- outbox ----------------------------------------------------------------------------------------
+
+    def waiting_tenants(self) -> list[int]:
+        """Tenants with queued entries."""
+        found: list[int] = []
+        while row := self._database.one(
+            "SELECT tenant FROM outbox WHERE tenant>? ORDER BY tenant LIMIT 1", (found[-1] if found else 0,)
+        ):
+            found.append(row[0])
+        return found
+
+    def pending(self, tenant: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """The tenant's oldest queued (sequence, entry) pairs, as many as fit `max_bytes` with their lengths."""
+        rows = self._database.all(
+            "SELECT sequence, blob FROM outbox WHERE tenant=? ORDER BY sequence LIMIT ?", (tenant, _PENDING_ROWS)
+        )
+        used = 0
+        taken: list[tuple[int, bytes]] = []
+        for sequence, blob in rows:
+            used += len(blob) + LENGTH_BYTES
+            if used > max_bytes:
+                break
+            taken.append((sequence, blob))
+        return taken
+
+    def backlog(self) -> int:
+        """Number of queued entries of all tenants."""
+        row = self._database.one("SELECT count(*) FROM outbox")
+        return int(row[0]) if row else 0
+
+    # --- records ---------------------------------------------------------------------------------------
+
+    def state(self, tenant: int) -> LogState:
+        """The tenant's log as it is."""
+        row = self._database.one(
+            "SELECT head_generation, log_bytes, snapshot_bytes FROM log_state WHERE tenant=?", (tenant,)
+        )
+        return LogState._make(row) if row else LogState()
+
+    def append(self, record: LogRecord, through_sequence: int) -> None:
+        """A record holding the tenant's entries up to `through_sequence` is on the media: they leave the outbox."""
+        self._database.require_transaction()
+        self._database.run("DELETE FROM outbox WHERE tenant=? AND sequence<=?", (record.tenant, through_sequence))
+        self.add_record(record)
+        state = self.state(record.tenant)
+        self.set_state(
+            record.tenant, state._replace(head_generation=record.generation, log_bytes=state.log_bytes + record.length)
+        )
+
+    def add_record(self, record: LogRecord) -> None:
+        """Refer to a record."""
+        self._database.require_transaction()
+        self._database.run(
+            "INSERT INTO log_record VALUES(?,?,?,?)",
+            (record.tenant, record.generation, record.length, pack_locations(record.locations)),
+        )
+        self._segments.add_record(record.length, record.locations)
+
+    def set_state(self, tenant: int, state: LogState) -> None:
+        """Write the tenant's `log_state` row."""
+        self._database.require_transaction()
+        self._database.run("INSERT OR REPLACE INTO log_state VALUES(?,?,?,?)", (tenant, *state))
+
+    def drop_before(self, tenant: int, generation: int, limit: int = 1024) -> bool:
+        """Forget up to `limit` records of the tenant older than `generation` -> whether there was one."""
+        self._database.require_transaction()
+        rows = self._database.all(
+            "SELECT length, locations, generation FROM log_record WHERE tenant=? AND generation<?"
+            " ORDER BY generation LIMIT ?",
+            (tenant, generation, limit),
+        )
+        if not rows:
+            return False
+        freed = self._segments.release([(row[0], row[1]) for row in rows])
+        self._database.run("DELETE FROM log_record WHERE tenant=? AND generation<=?", (tenant, rows[-1][2]))
+        state = self.state(tenant)
+        self.set_state(tenant, state._replace(log_bytes=max(0, state.log_bytes - freed)))
+        return True
+
+    # --- snapshot --------------------------------------------------------------------------------------
+
+    def snapshot_some(self, tenant: int, cursor: SnapshotCursor) -> SnapshotCursor | None:
+        """Queue the next rows of the tenant as Put changes -> where to go on; None when all are queued.
+
+        In a transaction of its own each time; changes of others in between are queued in their places.
+        """
+        self._database.require_transaction()
+        readers = (self._inodes, self._entries, self._xattrs, self._blocks)
+        rows = list(readers[cursor.table](tenant, cursor.key))
+        for change, _ in rows:
+            if change is not None:
+                self._database.log(tenant, change)
+        if len(rows) == SNAPSHOT_ROWS:
+            return SnapshotCursor(cursor.table, rows[-1][1])
+        return SnapshotCursor(cursor.table + 1) if cursor.table + 1 < len(readers) else None
+
+    def _inodes(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change | None, tuple[int]]]:
+        # inode is keyed by number alone: the limit counts rows of all tenants, so that a step stays short.
+        rows = self._database.all(
+            f"SELECT i.tenant, {LISTING_COLUMNS} FROM inode i WHERE i.ino>? ORDER BY i.ino LIMIT ?",
+            (*(key or (0,)), SNAPSHOT_ROWS),
+        )
+        for row in rows:
+            mine = row[0] == tenant and row[3]
+            yield PutInode(*row[1:]) if mine else None, (row[1],)
+
+    def _entries(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
+        rows = self._after("dirent", "parent, cookie, sealed_name", "ino", tenant, key or (0, 0, b""))
+        for parent, cookie, name, ino in rows:
+            yield PutEntry(parent, name, ino), (parent, cookie, name)
+
+    def _xattrs(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
+        rows = self._after("xattr", "ino, sealed_name", "sealed_value", tenant, key or (0, b""))
+        for ino, name, value in rows:
+            yield PutXattr(ino, name, value), (ino, name)
+
+    def _blocks(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
+        rows = self._after("block", "ino, block", "generation, length, epoch, tag", tenant, key or (0, -1))
+        for row in rows:
+            yield PutBlock(*row), row[:2]
+
+    def _after(self, table: str, key_columns: str, columns: str, tenant: int, key: Sequence[int | bytes]) -> list[Row]:
+        marks = ",".join("?" * len(key))
+        return self._database.all(
+            f"SELECT {key_columns}, {columns} FROM {table} WHERE tenant=? AND ({key_columns})>({marks})"
+            f" ORDER BY {key_columns} LIMIT ?",
+            (tenant, *key, SNAPSHOT_ROWS),
+        )

@@ -1,0 +1,124 @@
+"""The catalog's tables (docs/adr/0001-catalog.md). Every table of tenants' things starts its key with the tenant."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+VERSION: Final = 1
+"""`user_version` of the database; another one is refused."""
+APPLICATION_ID: Final = 0x6B766673
+"""`application_id`: "kvfs"."""
+FEATURES_KNOWN: Final = 0
+"""Incompatible feature flags this code understands (`meta` row "features"); any other bit is refused."""
+
+LISTING_COLUMNS: Final = (
+    "i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.stored_bytes, i.atime_ns, i.mtime_ns, i.ctime_ns, "
+    "i.generation, i.parent, i.flags, i.target"
+)
+"""Columns of `rows.InodeRow`, in its order, of a table called i."""
+
+
+class SegmentState(enum.IntEnum):
+    """Life of a segment that has a row; a free one has none."""
+
+    OPEN = 1
+    CLOSED = 2
+
+
+class TenantState(enum.IntEnum):
+    """Life of a tenant."""
+
+    ACTIVE = 1
+    DELETING = 2
+
+
+class MediumState(enum.IntEnum):
+    """Whether a medium takes new records."""
+
+    ACTIVE = 1
+    DRAINING = 2
+    GONE = 3
+
+
+TABLES: Final = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE tenant(
+    tenant INTEGER PRIMARY KEY, sealed_name BLOB NOT NULL, quota_bytes INT NOT NULL, quota_objects INT NOT NULL,
+    used_bytes INT NOT NULL, used_objects INT NOT NULL, root_ino INT NOT NULL, state INT NOT NULL,
+    created_ns INT NOT NULL);
+CREATE TABLE key_slot(
+    tenant INT NOT NULL, epoch INT NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY(tenant, epoch)) WITHOUT ROWID;
+
+CREATE TABLE inode(
+    ino INTEGER PRIMARY KEY, tenant INT NOT NULL, mode INT NOT NULL, nlink INT NOT NULL, uid INT NOT NULL,
+    gid INT NOT NULL, rdev INT NOT NULL, size INT NOT NULL, stored_bytes INT NOT NULL, atime_ns INT NOT NULL,
+    mtime_ns INT NOT NULL, ctime_ns INT NOT NULL, generation INT NOT NULL, parent INT NOT NULL, flags INT NOT NULL,
+    target BLOB NOT NULL);
+CREATE TABLE dirent(
+    tenant INT NOT NULL, parent INT NOT NULL, cookie INT NOT NULL, sealed_name BLOB NOT NULL, ino INT NOT NULL,
+    PRIMARY KEY(tenant, parent, cookie, sealed_name)) WITHOUT ROWID;
+CREATE TABLE xattr(
+    tenant INT NOT NULL, ino INT NOT NULL, sealed_name BLOB NOT NULL, sealed_value BLOB NOT NULL,
+    PRIMARY KEY(tenant, ino, sealed_name)) WITHOUT ROWID;
+
+CREATE TABLE block(
+    tenant INT NOT NULL, ino INT NOT NULL, block INT NOT NULL, generation INT NOT NULL, length INT NOT NULL,
+    epoch INT NOT NULL, tag BLOB NOT NULL, locations BLOB NOT NULL, PRIMARY KEY(tenant, ino, block)) WITHOUT ROWID;
+CREATE INDEX block_replica_1 ON block(substr(locations, 1, 6));
+CREATE INDEX block_replica_2 ON block(substr(locations, 11, 6)) WHERE length(locations) > 10;
+CREATE INDEX block_replica_3 ON block(substr(locations, 21, 6)) WHERE length(locations) > 20;
+CREATE INDEX block_replica_4 ON block(substr(locations, 31, 6)) WHERE length(locations) > 30;
+CREATE TABLE staged_block(
+    tenant INT NOT NULL, attachment INT NOT NULL, ino INT NOT NULL, block INT NOT NULL, generation INT NOT NULL,
+    length INT NOT NULL, epoch INT NOT NULL, tag BLOB NOT NULL, locations BLOB NOT NULL,
+    PRIMARY KEY(tenant, attachment, ino, block)) WITHOUT ROWID;
+
+CREATE TABLE open_unlinked(
+    tenant INT NOT NULL, ino INT NOT NULL, attachment INT NOT NULL,
+    PRIMARY KEY(tenant, ino, attachment)) WITHOUT ROWID;
+CREATE TABLE doomed(tenant INT NOT NULL, ino INT NOT NULL, PRIMARY KEY(tenant, ino)) WITHOUT ROWID;
+CREATE TABLE quarantine(
+    tenant INT NOT NULL, ino INT NOT NULL, parent INT NOT NULL, sealed_name BLOB NOT NULL, reason TEXT NOT NULL,
+    time_ns INT NOT NULL, PRIMARY KEY(tenant, ino)) WITHOUT ROWID;
+CREATE TABLE completion(
+    attachment INT NOT NULL, cid INT NOT NULL, sequence INT NOT NULL, blob BLOB NOT NULL,
+    PRIMARY KEY(attachment, cid)) WITHOUT ROWID;
+
+CREATE TABLE medium(
+    medium INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, path TEXT NOT NULL, weight INT NOT NULL,
+    failure_domain TEXT NOT NULL, state INT NOT NULL);
+CREATE TABLE segment(
+    medium INT NOT NULL, segment INT NOT NULL, state INT NOT NULL, kind INT NOT NULL, tenant INT NOT NULL,
+    epoch INT NOT NULL, write_offset INT NOT NULL, live_bytes INT NOT NULL,
+    PRIMARY KEY(medium, segment)) WITHOUT ROWID;
+
+CREATE TABLE outbox(
+    tenant INT NOT NULL, sequence INT NOT NULL, blob BLOB NOT NULL, PRIMARY KEY(tenant, sequence)) WITHOUT ROWID;
+CREATE TABLE log_record(
+    tenant INT NOT NULL, generation INT NOT NULL, length INT NOT NULL, locations BLOB NOT NULL,
+    PRIMARY KEY(tenant, generation)) WITHOUT ROWID;
+CREATE TABLE log_state(
+    tenant INTEGER PRIMARY KEY, head_generation INT NOT NULL, log_bytes INT NOT NULL, snapshot_bytes INT NOT NULL);
+"""
+"""Statements that make an empty catalog.
+
+* dirent: the cookie (`rows.cookie_of`) is in the key, so one B-tree serves lookups and resumable listings.
+* block: `locations` are 10 bytes per replica; the indexes find the blocks of a segment and, being indexes, cannot
+  disagree with the rows. Those of replicas 2 to 4 are empty in a pool without replicas.
+* doomed: large objects that are gone already, whose blocks are being released in batches.
+* log_record: live records of the metadata log and of system snapshots (tenant 0), in segments like any other.
+"""
+
+META_POOL_UUID: Final = "pool_uuid"
+META_FEATURES: Final = "features"
+META_NEXT_INO: Final = "next_ino"
+META_NEXT_GENERATION: Final = "next_generation"
+META_NEXT_ATTACHMENT: Final = "next_attachment"
+META_CLEAN: Final = "clean"
+META_SYSTEM_VERSION: Final = "system_version"
+"""Counts changes of tenants, key slots and quotas."""
+META_SYSTEM_WRITTEN: Final = "system_written"
+"""The `system_version` that the newest system records on the media hold."""
+META_NEXT_TENANT: Final = "next_tenant"
