@@ -258,9 +258,9 @@ class PoolFixture:
 
 
 @contextlib.contextmanager
-def scratch_directory(prefix: str = "kvfs-test-") -> Iterator[Path]:
+def scratch_directory(prefix: str = "kvfs-test-", where: str | None = None) -> Iterator[Path]:
     """A fresh directory that other uids may traverse (pytest's own are 0700), removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=prefix))
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
     path.chmod(0o755)
     try:
         yield path
@@ -272,10 +272,10 @@ def scratch_directory(prefix: str = "kvfs-test-") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def mounted_pool(
-    *options: str, pool_options: Sequence[str] = (), limit_s: float = 90.0
+    *options: str, pool_options: Sequence[str] = (), limit_s: float = 90.0, where: str | None = None
 ) -> Iterator[tuple[PoolFixture, Mount, Watchdog]]:
     """A fresh pool, mounted and watched; everything is gone afterwards."""
-    with scratch_directory() as base:
+    with scratch_directory(where=where) as base:
         pool = PoolFixture.create(base, *pool_options)
         mount = pool.mount("engine", *options)
         watchdog = Watchdog(mount.mountpoint, limit_s)

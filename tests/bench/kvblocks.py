@@ -1,0 +1,225 @@
+"""Throughput of KV blocks by vLLM's file protocol: raw directory, null FUSE filesystem and kvfs in one run.
+
+    python tests/bench/kvblocks.py [--blocks 48] [--repetitions 3] [--threads 1 4 16] [--json FILE]
+
+A block of 2 MiB is written from page-aligned memory under a temporary name with one write, closed and renamed, and
+read with one readv; every block has other bytes, and kvfs and raw are compared byte for byte outside the timings.
+"cold" = drained, mounted anew, caches dropped. The systems take turns inside each repetition, in reversed order every
+other time; figures are medians over the repetitions, ratios are to the raw directory of the same run.
+Needs root (drop_caches) and a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.bench.lookups import miss_lookups_per_s
+from tests.bench.systems import System, all_systems, cpu_s, empty, settle
+
+BLOCK_BYTES = 2 << 20
+BARS = {"write": 0.4, "cold read": 0.5, "warm read": 0.7}
+"""Least ratio to the raw directory, from the issue that asked for this."""
+LOOKUPS_BAR = 15_000
+SYSTEMS = ("raw", "null", "kvfs")
+LOOKUP_CLIENTS = (1, 4)
+
+Key = tuple[str, str, int, str]
+"""(phase, mode, threads, system)."""
+
+
+@dataclass
+class Results:
+    """All samples of a run."""
+
+    speeds: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Bytes per second."""
+    cpu: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """CPU seconds of the serving process per GB."""
+    lookups: dict[tuple[int, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    wrong: list[str] = field(default_factory=list)
+
+
+class Blocks:
+    """The payloads, made once in page-aligned memory, and one read buffer per thread."""
+
+    def __init__(self, count: int) -> None:
+        rng = random.Random(7)
+        self.buffers = []
+        for _ in range(count):
+            buffer = mmap.mmap(-1, BLOCK_BYTES)
+            buffer[:] = rng.randbytes(BLOCK_BYTES)
+            self.buffers.append(buffer)
+        self._local = threading.local()
+
+    def read_buffer(self) -> mmap.mmap:
+        """The calling thread's own."""
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = mmap.mmap(-1, BLOCK_BYTES)
+        return self._local.buffer  # type: ignore[no-any-return]
+
+
+def store(directory: str, blocks: Blocks, number: int, flags: int) -> None:
+    """Write one block as vLLM's fs tier does."""
+    temporary, final = f"{directory}/{number}.tmp", f"{directory}/{number}.bin"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_TRUNC | flags, 0o644)
+    try:
+        written = os.write(descriptor, blocks.buffers[number])
+    finally:
+        os.close(descriptor)
+    if written != BLOCK_BYTES:
+        raise OSError(f"short write: {written}")
+    os.rename(temporary, final)
+
+
+def load(directory: str, blocks: Blocks, number: int, flags: int) -> None:
+    """Read one block whole."""
+    descriptor = os.open(f"{directory}/{number}.bin", os.O_RDONLY | flags)
+    try:
+        got = os.readv(descriptor, [blocks.read_buffer()])
+    finally:
+        os.close(descriptor)
+    if got != BLOCK_BYTES:
+        raise OSError(f"short read: {got}")
+
+
+def in_threads(threads: int, count: int, call: Callable[[int], None]) -> float:
+    """Seconds that `threads` threads take for call(0) ... call(count - 1)."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: time.sleep(0.001), range(threads)))  # the threads exist before the clock starts
+        started = time.perf_counter()
+        for done in [pool.submit(call, number) for number in range(count)]:
+            done.result()
+        return time.perf_counter() - started
+
+
+@dataclass
+class Run:
+    """One system in one repetition."""
+
+    system: System
+    blocks: Blocks
+    results: Results
+
+    def measure(self, phase: str, mode: str, threads: int, call: Callable[[int], None]) -> None:
+        """Time `call` for every block, and the CPU of the serving process meanwhile."""
+        count = len(self.blocks.buffers)
+        before = cpu_s(self.system.pid())
+        seconds = in_threads(threads, count, call)
+        used = cpu_s(self.system.pid()) - before
+        key = (phase, mode, threads, self.system.name)
+        self.results.speeds[key].append(count * BLOCK_BYTES / seconds)
+        self.results.cpu[key].append(used / (count * BLOCK_BYTES / 1e9))
+
+    def all_phases(self, thread_counts: Sequence[int]) -> None:
+        """Write, cold read and warm read in each mode with each number of threads, then lookups."""
+        directory = str(self.system.directory)
+        for mode, flags in (("buffered", 0), ("direct", os.O_DIRECT)):
+            for threads in thread_counts:
+                empty(self.system.directory)
+                settle(self.system.directory)
+                self.measure("write", mode, threads, lambda n, f=flags: store(directory, self.blocks, n, f))
+                self.system.cold()
+                self.measure("cold read", mode, threads, lambda n, f=flags: load(directory, self.blocks, n, f))
+                self.measure("warm read", mode, threads, lambda n, f=flags: load(directory, self.blocks, n, f))
+            self.compare(mode)
+        for clients in LOOKUP_CLIENTS:
+            rate = miss_lookups_per_s(directory, clients)
+            self.results.lookups[clients, self.system.name].append(rate)
+
+    def compare(self, mode: str) -> None:
+        """Every byte, outside the timings."""
+        if self.system.name == "null":
+            return
+        for number, buffer in enumerate(self.blocks.buffers):
+            if (self.system.directory / f"{number}.bin").read_bytes() != buffer[:]:
+                self.results.wrong.append(f"{self.system.name} {mode}: block {number} differs")
+
+
+def verdict(value: float, bar: float) -> str:
+    """PASS or BELOW the bar."""
+    return "PASS" if value >= bar else "BELOW"
+
+
+def table(results: Results, thread_counts: Sequence[int]) -> list[dict[str, object]]:
+    """One row per phase, mode and threads: medians in MB/s, ratios, CPU per GB, verdict."""
+    rows: list[dict[str, object]] = []
+    for phase, bar in BARS.items():
+        for mode in ("buffered", "direct"):
+            for threads in thread_counts:
+                speeds = {name: statistics.median(results.speeds[phase, mode, threads, name]) for name in SYSTEMS}
+                ratio = speeds["kvfs"] / speeds["raw"]
+                cpu = statistics.median(results.cpu[phase, mode, threads, "kvfs"])
+                row: dict[str, object] = {"phase": phase, "mode": mode, "threads": threads}
+                row |= {f"{name}_MB_s": round(speed / 1e6) for name, speed in speeds.items()}
+                row |= {"ratio": round(ratio, 2), "to_null": round(speeds["kvfs"] / speeds["null"], 2)}
+                row |= {"cpu_s_per_GB": round(cpu, 2), "bar": bar, "verdict": verdict(ratio, bar)}
+                rows.append(row)
+    return rows
+
+
+def lookup_table(results: Results) -> list[dict[str, object]]:
+    """One row per number of clients."""
+    rows: list[dict[str, object]] = []
+    for clients in LOOKUP_CLIENTS:
+        rates = {name: statistics.median(results.lookups[clients, name]) for name in SYSTEMS}
+        row: dict[str, object] = {"clients": clients} | {f"{name}_per_s": round(rate) for name, rate in rates.items()}
+        rows.append(row | {"bar": LOOKUPS_BAR, "verdict": verdict(rates["kvfs"], LOOKUPS_BAR)})
+    return rows
+
+
+def text_table(rows: list[dict[str, object]]) -> str:
+    """Aligned columns."""
+    cells = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+
+
+def run(blocks: int, repetitions: int, thread_counts: Sequence[int], where: str | None) -> Results:
+    """All systems, all repetitions."""
+    payloads, results = Blocks(blocks), Results()
+    with all_systems(where, SYSTEMS) as systems:
+        for repetition in range(repetitions):
+            for system in systems if repetition % 2 == 0 else reversed(systems):
+                Run(system, payloads, results).all_phases(thread_counts)
+                print(f"repetition {repetition + 1}: {system.name} done", file=sys.stderr, flush=True)
+    return results
+
+
+def main() -> int:
+    """Entry point of the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=48, help="blocks of 2 MiB per phase")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--directory", help="where the raw directory and the pool are made (one disk)")
+    parser.add_argument("--json", type=Path, help="write rows and samples here")
+    arguments = parser.parse_args()
+    results = run(arguments.blocks, arguments.repetitions, arguments.threads, arguments.directory)
+    rows, lookups = table(results, arguments.threads), lookup_table(results)
+    print(text_table(rows), "", "miss lookups", text_table(lookups), sep="\n")
+    print(*results.wrong, sep="\n", end="")
+    if arguments.json:
+        samples = {" ".join(map(str, key)): values for key, values in results.speeds.items()}
+        report = {"load": os.getloadavg(), "rows": rows, "lookups": lookups, "samples": samples}
+        arguments.json.write_text(json.dumps(report | {"wrong": results.wrong}, indent=1))
+    return 1 if results.wrong or any(row["verdict"] != "PASS" for row in (*rows, *lookups)) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

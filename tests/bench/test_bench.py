@@ -1,0 +1,97 @@
+"""The benchmarks' own arithmetic, and that the protocol they run is the right one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import mountlib
+from tests.bench import kvblocks, scale
+from tests.bench.lookups import miss_lookups_per_s
+from tests.bench.systems import RawDirectory, all_systems
+
+
+def results(kvfs_speed: float) -> kvblocks.Results:
+    made = kvblocks.Results()
+    for phase in kvblocks.BARS:
+        for mode in ("buffered", "direct"):
+            for name, speed in (("raw", 1e9), ("null", 9e8), ("kvfs", kvfs_speed)):
+                made.speeds[phase, mode, 1, name] += [speed, speed * 2, 1.0]
+                made.cpu[phase, mode, 1, name] += [0.5]
+    for clients in kvblocks.LOOKUP_CLIENTS:
+        for name, rate in (("raw", 3e5), ("null", 2e4), ("kvfs", 16_000 if clients == 1 else 14_000)):
+            made.lookups[clients, name] += [rate]
+    return made
+
+
+@pytest.mark.parametrize(("speed", "verdicts"), [(4.5e8, "PBB"), (5.5e8, "PPB"), (7.1e8, "PPP"), (1e8, "BBB")])
+def test_bars_decide_the_verdict(speed: float, verdicts: str) -> None:
+    rows = kvblocks.table(results(speed), [1])
+    assert "".join(str(row["verdict"])[0] for row in rows if row["mode"] == "direct") == verdicts
+    assert rows[0]["kvfs_MB_s"] == round(speed / 1e6), "the median, not the mean or the best"
+
+
+def test_lookup_bar() -> None:
+    assert [row["verdict"] for row in kvblocks.lookup_table(results(1e9))] == ["PASS", "BELOW"]
+
+
+def test_text_table_is_aligned() -> None:
+    lines = kvblocks.text_table([{"a": 1, "long": "x"}, {"a": 22, "long": "yy"}]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT])
+def test_blocks_are_stored_and_loaded_whole(tmp_path: Path, flags: int) -> None:
+    blocks = kvblocks.Blocks(2)
+    for number in range(2):
+        kvblocks.store(str(tmp_path), blocks, number, flags)
+        kvblocks.load(str(tmp_path), blocks, number, flags)
+        assert blocks.read_buffer()[:] == blocks.buffers[number][:]
+    assert sorted(os.listdir(tmp_path)) == ["0.bin", "1.bin"]
+
+
+def test_wrong_bytes_are_reported(tmp_path: Path) -> None:
+    blocks, found = kvblocks.Blocks(1), kvblocks.Results()
+    system = RawDirectory(tmp_path)
+    kvblocks.store(str(system.directory), blocks, 0, 0)
+    run = kvblocks.Run(system, blocks, found)
+    run.compare("buffered")
+    assert found.wrong == []
+    with (system.directory / "0.bin").open("r+b") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"damage")
+    run.compare("buffered")
+    assert found.wrong == ["raw buffered: block 0 differs"]
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_miss_lookups_count(tmp_path: Path, clients: int) -> None:
+    assert miss_lookups_per_s(str(tmp_path), clients, seconds=0.01) > 100
+
+
+@pytest.mark.mount
+def test_null_filesystem_serves_the_protocol() -> None:
+    reason = mountlib.can_mount()
+    if reason is not None:
+        pytest.skip(reason)
+    with all_systems(None, ["null"]) as (system,):
+        blocks = kvblocks.Blocks(1)
+        for flags, name in ((0, "0.bin"), (os.O_DIRECT, "0.bin")):
+            kvblocks.store(str(system.directory), blocks, 0, flags)
+            kvblocks.load(str(system.directory), blocks, 0, flags)
+            assert os.stat(system.directory / name).st_size == kvblocks.BLOCK_BYTES
+            os.unlink(system.directory / name)
+
+
+def test_names_of_the_scale_run_are_spread_and_distinct() -> None:
+    names = [scale.object_path(number) for number in range(5000)]
+    assert len(set(names)) == 5000
+    assert 200 < len({name.rpartition("/")[0] for name in names}) <= scale.DIRECTORIES
+
+
+@pytest.mark.parametrize(("mount_s", "rss", "passes"), [(1.9, 399e6, True), (2.1, 1e6, False), (1.0, 401e6, False)])
+def test_scale_bars(mount_s: float, rss: float, passes: bool) -> None:
+    measured = {"mount_s": mount_s, "rss_bytes_max": rss, "pinned_bytes_per_name": 50.0}
+    assert (scale.failures(measured) == []) is passes
