@@ -35,7 +35,7 @@ class Sandbox:
         sandbox = cls(Path(tempfile.mkdtemp(prefix="kvfs-quickstart-", dir=parent)).resolve())
         for path in (sandbox.sealed, sandbox.keys, sandbox.logs, sandbox.home, sandbox.temporary):
             path.mkdir()
-        for path in (sandbox.mountpoint, sandbox.other_mountpoint, sandbox.raw, sandbox.null):
+        for path in (sandbox.mountpoint, sandbox.raw, sandbox.null):
             path.mkdir()
         return sandbox
 
@@ -73,11 +73,6 @@ class Sandbox:
     def mountpoint(self) -> Path:
         """Where the tenant is mounted."""
         return self.root / "mnt"
-
-    @property
-    def other_mountpoint(self) -> Path:
-        """Where a second tenant is mounted."""
-        return self.root / "mnt-other"
 
     @property
     def raw(self) -> Path:

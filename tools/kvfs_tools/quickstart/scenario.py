@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvfs_tools.quickstart import controls, player, trace
 from kvfs_tools.quickstart.blocks import BlockSource
 from kvfs_tools.quickstart.plaintext import PlaintextIndex, SearchReport, search
-from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, play, program, run_tool
+from kvfs_tools.quickstart.pool import create_pool, create_tenant, mount_tenant
+from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, play
 from kvfs_tools.quickstart.protocol import FileTier
 from kvfs_tools.quickstart.results import ReplayStatistics
 from kvfs_tools.quickstart.sandbox import Sandbox
@@ -223,29 +224,6 @@ class Quickstart:
         control = controls.plant(self._sandbox.temporary, self._source.content(blocks[0]), names[0].hex().encode())
         report = search(index, [self._sandbox.sealed])
         return controls.remove_from(report, control), controls.all_found(report, control)
-
-
-def create_pool(sandbox: Sandbox, size_bytes: int, environment: Mapping[str, str]) -> None:
-    """Make the sandbox's pool with one medium of `size_bytes`, its key beside it but not in it."""
-    words = ["kvfsctl", "pool", "create", str(sandbox.pool), "--size", str(size_bytes), "--kek", str(key_file(sandbox))]
-    run_tool(words, environment)
-
-
-def create_tenant(sandbox: Sandbox, tenant: str, environment: Mapping[str, str]) -> None:
-    """Make a tenant in the sandbox's pool."""
-    run_tool(["kvfsctl", "tenant", "create", str(sandbox.pool), tenant, "--kek", str(key_file(sandbox))], environment)
-
-
-def key_file(sandbox: Sandbox) -> Path:
-    """The file of the pool's KEK."""
-    return sandbox.keys / "pool.key"
-
-
-def mount_tenant(sandbox: Sandbox, tenant: str, mountpoint: Path, environment: Mapping[str, str]) -> MountProcess:
-    """`kvfs mount` in the foreground, in a process of its own."""
-    source = f"{tenant}@{sandbox.pool}"
-    words = [program("kvfs"), "mount", "-f", source, str(mountpoint), "-o", f"kek={key_file(sandbox)}"]
-    return MountProcess(words, mountpoint, sandbox.logs / "mount.log", environment)
 
 
 def forget_cached(root: Path) -> None:
