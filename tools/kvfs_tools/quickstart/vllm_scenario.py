@@ -174,8 +174,10 @@ class VllmQuickstart:
         parts = {part for path in samples for part in Path(path).parts if len(part) > len("config.json")}
         for name in {*parts, MODEL, TENANT, OTHER_TENANT}:
             index.add_name(name.encode())
-        runs = [bytes.fromhex(run) for runs in samples.values() for run in runs]
-        control = controls.plant(self._sandbox.temporary, max(runs, key=lambda run: len(set(run))), MODEL.encode())
+        pieces = [bytes.fromhex(run) for runs in samples.values() for run in runs]
+        control = controls.plant(
+            self._sandbox.temporary, max(pieces, key=lambda piece: len(set(piece))), MODEL.encode()
+        )
         report = search(index, [self._sandbox.sealed])
         return controls.remove_from(report, control), controls.all_found(report, control)
 
