@@ -21,6 +21,11 @@ SECRET_FILE_MAX_BYTES: Final = 4096
 """A key file or passphrase is read up to here; longer is refused."""
 PASSPHRASE_MIN_BYTES: Final = 8
 
+FROM_FILE: Final = "file"
+FROM_CREDENTIAL: Final = "credential"
+FROM_PASSPHRASE_FILE: Final = "passphrase-file"
+FROM_PROMPT: Final = "passphrase"
+
 
 class KekKind(enum.IntEnum):
     """How a KEK comes about; part of the key file's format."""
@@ -32,11 +37,15 @@ class KekKind(enum.IntEnum):
 
 
 class KekSource(Protocol):
-    """One way to a KEK. `path` is the file that holds the secret, if there is one."""
+    """One way to a KEK. `path` is the file that holds the secret, if there is one.
+
+    `origin` is (kind, name) as the pool file keeps it, so that :func:`source_of` finds the source again.
+    """
 
     kind: KekKind
     description: str
     path: Path | None
+    origin: tuple[str, str]
 
     def key(self, stretch: Stretch | None) -> bytes:
         """The KEK, 32 bytes; `stretch` is given for a passphrase only.
@@ -56,6 +65,7 @@ class RawKeyFile:
         self.path: Path | None = path
         self._file = path
         self.description = f"key file {path}"
+        self.origin = (FROM_FILE, str(path.absolute()))
 
     @classmethod
     def create(cls, path: Path, randomness: Randomness) -> RawKeyFile:
@@ -82,6 +92,7 @@ class Credential:
         self.path: Path | None = None
         """Credentials lie in memory that is not swapped, not beside anything."""
         self.description = f"systemd credential {name}"
+        self.origin = (FROM_CREDENTIAL, name)
 
     def key(self, stretch: Stretch | None) -> bytes:
         """The key in the credential; WrongKeyError if there is none or it is malformed."""
@@ -101,6 +112,7 @@ class Passphrase:
     def __init__(self, read: Callable[[], bytes], description: str = "passphrase", path: Path | None = None) -> None:
         self.path = path
         self.description = description
+        self.origin = (FROM_PROMPT, "") if path is None else (FROM_PASSPHRASE_FILE, str(path.absolute()))
         self._read = read
         self._line: bytes | None = None
 
@@ -125,6 +137,17 @@ class Passphrase:
                 f"{self.description}: want at least {PASSPHRASE_MIN_BYTES} bytes, have {len(self._line)}"
             )
         return stretch.key(self._line)
+
+
+def source_of(kind: str, name: str) -> KekSource:
+    """The source that a pool was made with, from its pool file; WrongKeyError if it has to be given anew."""
+    if kind == FROM_FILE:
+        return RawKeyFile(Path(name))
+    if kind == FROM_CREDENTIAL:
+        return Credential(name)
+    if kind == FROM_PASSPHRASE_FILE:
+        return Passphrase.from_file(Path(name))
+    raise WrongKeyError(f"this pool's KEK comes from a {kind}: give it, the pool file cannot")
 
 
 def read_secret(path: Path, forbidden_mode: int) -> bytes:
