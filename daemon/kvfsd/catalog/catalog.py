@@ -13,6 +13,7 @@ from kvfsd.catalog.log_rows import LogRows
 from kvfsd.catalog.media_rows import MediaRows
 from kvfsd.catalog.namespace import Namespace
 from kvfsd.catalog.publication import Publisher
+from kvfsd.catalog.purge import Purge
 from kvfsd.catalog.quarantine_rows import QuarantineRows
 from kvfsd.catalog.renames import Renames
 from kvfsd.catalog.segment_rows import SegmentRows
@@ -37,6 +38,7 @@ class Catalog:
     quarantine: QuarantineRows
     media: MediaRows
     log_rows: LogRows
+    purge: Purge
 
     @classmethod
     def create(cls, path: Path, pool_uuid: bytes, hooks: Hooks | None = None) -> Catalog:
@@ -70,6 +72,7 @@ class Catalog:
             quarantine=QuarantineRows(database, namespace, inodes),
             media=MediaRows(database),
             log_rows=LogRows(database, segments),
+            purge=Purge(database, inodes, tenants, segments),
         )
 
     def transaction(self) -> Transaction:

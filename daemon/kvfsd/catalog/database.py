@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -217,6 +217,13 @@ class Database:
         """All rows of a query; the caller bounds them with LIMIT."""
         try:
             return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def iterate(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        """Rows of a query one by one, for results too large to hold; nothing may be changed meanwhile."""
+        try:
+            yield from self._connection.execute(sql, parameters)
         except sqlite3.Error as error:
             self._failed(error)
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from kvfsd.catalog.database import Database, Row
 from kvfsd.catalog.rows import Location, pack_locations
-from kvfsd.catalog.schema import LISTING_COLUMNS
+from kvfsd.catalog.schema import LISTING_COLUMNS, TenantState
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.ondisk.metalog import LENGTH_BYTES, Change, PutBlock, PutEntry, PutInode, PutXattr
 
@@ -71,6 +71,16 @@ class LogRows:
                 break
             taken.append((sequence, blob))
         return taken
+
+    def is_active(self, tenant: int) -> bool:
+        """Whether the tenant exists and is not being deleted."""
+        row = self._database.one("SELECT state FROM tenant WHERE tenant=?", (tenant,))
+        return row == (TenantState.ACTIVE,)
+
+    def discard(self, tenant: int) -> None:
+        """Forget the queued entries of a tenant that is being deleted: there is no key to seal them with."""
+        self._database.require_transaction()
+        self._database.run("DELETE FROM outbox WHERE tenant=?", (tenant,))
 
     def backlog(self) -> int:
         """Number of queued entries of all tenants."""

@@ -34,6 +34,11 @@ class Tenants:
         self._database.run("INSERT INTO inode VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", values)
         self._database.log(row.tenant, PutInode(*root))
 
+    def restore(self, row: TenantRow) -> None:
+        """Add the row of a tenant whose keys and objects are restored as well (rebuild)."""
+        self._database.require_transaction()
+        self._database.run("INSERT INTO tenant VALUES(?,?,?,?,?,?,?,?,?)", row)
+
     def get(self, tenant: int) -> TenantRow:
         """The tenant's row; NotFoundError if there is none."""
         row = self._database.one(f"SELECT {_COLUMNS} FROM tenant WHERE tenant=?", (tenant,))
