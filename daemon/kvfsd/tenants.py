@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,7 +85,7 @@ class TenantRegistry:
             raise
         return self._shown(row)
 
-    def all(self) -> list[Tenant]:
+    def list(self) -> Sequence[Tenant]:
         """All tenants, by name. A name that does not open is shown as its number (`#7`), and is damage."""
         return sorted((self._shown(row) for row in self._active()), key=lambda tenant: tenant.name)
 
@@ -92,7 +93,7 @@ class TenantRegistry:
         """One tenant; NotFoundError."""
         return self._shown(self._get(name))
 
-    def set_quota(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
+    def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
         """New hard quotas, None leaves one as it is. Use above a new quota stays, growth is refused; NotFoundError."""
         self._check_writable()
         row = self._get(name)
@@ -106,8 +107,8 @@ class TenantRegistry:
     def delete(self, name: str, *, force: bool = False) -> None:
         """Delete a tenant: from here on it is not found, its keys are gone from memory and catalog.
 
-        Its space is freed batch by batch (:meth:`purge_some`). The caller sees to it that it is not attached. Older
-        copies of the state directory still hold its wrapped keys: `shred` is what makes those useless too.
+        Its space is freed afterwards, batch by batch (`catalog.purge`). The caller sees to it that it is not attached.
+        Older copies of the state directory still hold its wrapped keys: `shred` is what makes those useless too.
 
         Raises:
             NotFoundError: no such tenant.
@@ -121,8 +122,8 @@ class TenantRegistry:
             self._catalog.tenants.begin_delete(row.tenant)
         self._ring.forget_tenant(row.tenant)
 
-    def _active(self) -> list[TenantRow]:
-        return [row for row in self._catalog.tenants.all() if row.state == TenantState.ACTIVE]
+    def _active(self) -> Iterator[TenantRow]:
+        return (row for row in self._catalog.tenants.all() if row.state == TenantState.ACTIVE)
 
     def _find(self, sealed: bytes) -> TenantRow | None:
         return next((row for row in self._active() if row.sealed_name == sealed), None)

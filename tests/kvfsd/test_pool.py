@@ -96,7 +96,7 @@ async def test_a_pool_is_made_opened_and_opened_again(tmp_path, kek):
     for _ in range(2):
         again = await opened(tmp_path / "pool")
         assert again.uuid == made.uuid
-        assert again.tenants.all() == [alice]
+        assert again.tenants.list() == [alice]
         assert again.warnings == []
         assert again.catalog.database.was_clean
         await again.aclose()
@@ -281,7 +281,7 @@ trio.run(main)
         assert f"is open in process {holder.pid}" in await refusal(directory, PoolBusyError)
         reader = await opened(directory, read_only=True)
         assert reader.live
-        assert [tenant.name for tenant in reader.tenants.all()] == ["alice"]
+        assert [tenant.name for tenant in reader.tenants.list()] == ["alice"]
         await reader.aclose()
     finally:
         holder.kill()
