@@ -81,6 +81,13 @@ def architecture_files(text: str) -> list[str]:
     return [path for line in section.group(1).splitlines() for path in _files_of(line.strip())]
 
 
+def architecture_folders(text: str) -> list[str]:
+    """Repository paths of the folders that section 2 names as a whole (`kvfsd/media/`)."""
+    section = re.search(r"^## 2\..*?$(.*?)^## 3\.", text, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"^ +((?:kvfs|kvfsd|kvfs_tools)/\w+/)(?= )", section.group(1) if section else "", re.MULTILINE)
+    return [_repository_path(path).rstrip("/") for path in named]
+
+
 def _files_of(line: str) -> Iterator[str]:
     first, _, rest = line.partition(" ")
     first = first.rstrip(",")
@@ -111,6 +118,15 @@ def quoted_commands(text: str, programs: tuple[str, ...]) -> list[list[str]]:
             if words and words[0] in programs:
                 commands.append(words)
     return commands
+
+
+_UNITS = {"": 1, "bytes": 1, "ms": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def limit_rows(text: str) -> list[tuple[str, str, int]]:
+    """Rows `| what | 64 KiB | `NAME` |` of a table of limits: constant, the text, and the number it stands for."""
+    rows = re.findall(r"^\|[^|]*\| (\d+) ?(\w*) \| `([A-Z_]+)` \|$", text, re.MULTILINE)
+    return [(name, f"{number} {unit}".strip(), int(number) * _UNITS[unit]) for number, unit, name in rows]
 
 
 def changelog_form(path: str, text: str) -> list[Finding]:

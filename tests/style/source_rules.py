@@ -13,6 +13,7 @@ ARGUMENTS_HARD = 5
 FORBIDDEN_WORDS = frozenset({"manager", "helper", "util", "misc", "chunk", "page"})
 NAMES_OF_OTHERS = {
     "mount_helper": "mount(8)'s own term for mount.TYPE programs",
+    "parse_helper": "mount(8)'s own term for mount.TYPE programs",
     "page_cache": "the kernel's page cache",
     "keep_page_cache": "the kernel's page cache",
     "page_size_bytes": "vLLM's attribute",
@@ -198,8 +199,10 @@ def dead_modules(sources: dict[str, str], other_text: str) -> list[Finding]:
         name = module_name(path)
         if path.endswith(("__init__.py", "__main__.py")):
             continue
-        others = (names for user, names in used.items() if user != path)
-        ways_to_run = {name, path.rsplit("/", 1)[-1]}
-        if name not in other_text and not any(ways_to_run & names for names in others):
+        folder, _, file = path.rpartition("/")
+        used_by = [user for user, names in used.items() if user != path and {name, file} & names]
+        # scripts that run outside the package find each other by plain names
+        used_by += [user for user, names in used.items() if user.startswith(f"{folder}/run_") and file[:-3] in names]
+        if name not in other_text and not used_by:
             found.append(Finding(path, f"nothing imports or runs {name}"))
     return found

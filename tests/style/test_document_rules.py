@@ -92,6 +92,7 @@ def test_architecture_files() -> None:
         "daemon/kvfsd/media/file.py",
         "tools/kvfs_tools/main.py",
     ]
+    assert rules.architecture_folders(text) == ["daemon/kvfsd/media"]
 
 
 def test_architecture_without_the_section_is_an_error() -> None:
@@ -102,6 +103,11 @@ def test_architecture_without_the_section_is_an_error() -> None:
 def test_quoted_commands() -> None:
     text = "```sh\n$ sudo kvfs mount \\\n   --flag A@B  # comment\nls\n```\nkvfs prose\n```python\nkvfs = 1\n```\n"
     assert rules.quoted_commands(text, ("kvfs",)) == [["kvfs", "mount", "--flag", "A@B"]]
+
+
+def test_limit_rows() -> None:
+    text = "| one file | 64 TiB | `FILE_MAX_BYTES` |\n| links | 65000 | `LINKS_MAX` |\n| what | some | `X` |\n"
+    assert rules.limit_rows(text) == [("FILE_MAX_BYTES", "64 TiB", 1 << 46), ("LINKS_MAX", "65000", 65000)]
 
 
 GOOD = "# Changelog\n\nWhat changed.\n\n## Unreleased\n\n### mount\n- It mounts.\n  More.\n\n## 0.1.0 - 2026-01-02\n"

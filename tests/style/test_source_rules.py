@@ -124,3 +124,9 @@ def test_dead_module(user: str, other: str, found: int) -> None:
     sources = {"daemon/kvfsd/lonely.py": "import kvfsd.lonely", "daemon/kvfsd/user.py": user}
     findings = rules.dead_modules(sources, other + ' "kvfsd.user"')
     assert [finding.where for finding in findings] == ["daemon/kvfsd/lonely.py"] * found
+
+
+@pytest.mark.parametrize(("runner", "found"), [("run_engine.py", 0), ("engine.py", 1)])
+def test_scripts_beside_a_runner_are_alive(runner: str, found: int) -> None:
+    sources = {"tools/x/lonely.py": "", f"tools/x/{runner}": "import lonely"}
+    assert len(rules.dead_modules(sources, "x.run_engine x.engine")) == found
