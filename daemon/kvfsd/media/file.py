@@ -48,7 +48,10 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class FileMedium:
-    """One file or block device, locked against every other process. Make it with `create` or `open`."""
+    """One file or block device, locked against every other process. Make it with `create` or `open`.
+
+    Operations that are done in place do not checkpoint: loops over them give way themselves.
+    """
 
     def __init__(self, path: Path, descriptor: int, size_bytes: int, offload: Offload, *, read_only: bool) -> None:
         self.name = str(path)
