@@ -112,8 +112,11 @@ def seal_payload(key: bytes, identity: RecordIdentity, salt: bytes, payload: Pay
 
 
 def record_salt(record: memoryview) -> bytes:
-    """The salt in the header of `record`, which derives its key. Unchecked: :func:`open_record` checks the header."""
-    return bytes(record[_SALT_AT : _SALT_AT + SALT_BYTES])
+    """The salt in the header of `record`, which derives its key.
+
+    Unchecked, and zeros where `record` is too short to have one: :func:`open_record` checks the header.
+    """
+    return bytes(record[_SALT_AT : _SALT_AT + SALT_BYTES]).ljust(SALT_BYTES, b"\0")
 
 
 def _asked_header(identity: RecordIdentity, record: memoryview) -> RecordHeader:
