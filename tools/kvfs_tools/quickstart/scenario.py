@@ -20,6 +20,8 @@ from kvfs_tools.quickstart.sandbox import Sandbox
 
 MODEL = "kvfs-quickstart/example-8b-instruct"
 TENANT = "quickstart-tenant-blue"
+POOL_MIN_BYTES = 256 << 20
+"""Of the sparse medium; a smaller one would have tiny segments."""
 PLAY_DEADLINE_S = 240.0
 NAMES_SEARCHED = 64
 """Block file names that are searched for; the model's name and the tenant's come in addition."""
@@ -104,7 +106,7 @@ class Quickstart:
     def _create_pool(self) -> None:
         sandbox, settings = self._sandbox, self._settings
         self._report(f"a pool in {sandbox.pool} and a tenant in it")
-        create_pool(sandbox, 2 * settings.data_bytes, self._environment)
+        create_pool(sandbox, max(2 * settings.data_bytes, POOL_MIN_BYTES), self._environment)
         create_tenant(sandbox, TENANT, self._environment)
 
     def _mount(self) -> MountProcess:
