@@ -98,6 +98,8 @@ class Counters:
     replayed_completions: int = 0
     """Mutating commands that came again and got their stored completion."""
     events_overflowed: int = 0
+    damaged_names: int = 0
+    """Names left out of a listing because they did not open."""
     payload_bytes_written: int = 0
     payload_bytes_read: int = 0
 

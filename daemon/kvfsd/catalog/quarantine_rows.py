@@ -62,11 +62,16 @@ class QuarantineRows:
         self._inodes.touch(tenant, parent, now_ns)
         return entry
 
-    def expire(self, before_ns: int, limit: int = 64) -> int:
-        """Free up to `limit` unlinked objects that were put aside before `before_ns` -> how many there were."""
+    def expire(self, before_ns: int, limit: int = 64, tenant: int | None = None) -> int:
+        """Free up to `limit` unlinked objects that were put aside before `before_ns` -> how many there were.
+
+        `tenant`: only that tenant's, because only it needs room.
+        """
         self._database.require_transaction()
         rows = self._database.all(
-            "SELECT tenant, ino FROM quarantine WHERE time_ns<? AND length(sealed_name)>0 LIMIT ?", (before_ns, limit)
+            "SELECT tenant, ino FROM quarantine"
+            " WHERE time_ns<?1 AND length(sealed_name)>0 AND (?2 IS NULL OR tenant=?2) LIMIT ?3",
+            (before_ns, tenant, limit),
         )
         for tenant, ino in rows:
             self._delete(tenant, ino)
