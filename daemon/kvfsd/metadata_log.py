@@ -7,7 +7,7 @@ only after a newer snapshot is complete and on stable storage.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -33,6 +33,8 @@ from kvfsd.ondisk.segment import SegmentKind
 
 PERIOD_MS: Final = limits.METADATA_LOG_LAG_MS // 4
 """How often the outbox is emptied; the rest of the bound is for the writing itself."""
+COMPACTING_PERIOD_MS: Final = 20
+"""Instead of PERIOD_MS while a snapshot is written: one step of it, about 1 ms, each time."""
 COMPACT_FACTOR: Final = 4
 """A log is compacted when it is this many times larger than its last snapshot ..."""
 COMPACT_MIN_BYTES: Final = 16 * limits.MIB
@@ -66,6 +68,10 @@ class LogStore(Protocol):
         """Write a record to each of `media`; its segments have rows in the catalog afterwards."""
         ...
 
+    def settle(self, locations: Iterable[Location]) -> None:
+        """Those records are in the catalog now, or never will be."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LogPorts:
@@ -81,6 +87,7 @@ class LogPorts:
 class _Snapshot:
     """A snapshot being written: where reading is, and which entries begin and end it."""
 
+    name: int
     begin_sequence: int
     cursor: SnapshotCursor | None
     end_sequence: int = 0
@@ -107,7 +114,7 @@ class MetadataLog:
         A medium that fails is tried again every PERIOD_MS; entries wait in the outbox meanwhile.
         """
         while True:
-            await trio.sleep(PERIOD_MS / 1000)
+            await trio.sleep((COMPACTING_PERIOD_MS if self._snapshots else PERIOD_MS) / 1000)
             try:
                 await self.drain()
                 await self.compact_some()
@@ -120,10 +127,16 @@ class MetadataLog:
         """Write everything that is queued now; the media are not flushed. Raises what store and sealer raise."""
         async with self._lock:
             await self._write_system_if_changed()
+            last = self._database.last_sequence
+            failures: list[KvfsError] = []
             for tenant in self._rows.waiting_tenants():
-                last = self._database.last_sequence
-                while await self._write_batch(tenant, last):
-                    pass
+                try:
+                    while await self._write_batch(tenant, last):
+                        pass
+                except KvfsError as error:  # the other tenants' logs go on
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
     async def close(self) -> None:
         """At clean shutdown: nothing is left in the outbox, and all of it is on stable storage."""
@@ -136,6 +149,7 @@ class MetadataLog:
         if not self._rows.is_active(tenant):
             with self._catalog.transaction():
                 self._rows.discard(tenant)
+            self._snapshots.pop(tenant, None)
             return False
         pending = self._rows.pending(tenant, BATCH_MAX_BYTES - HEADER_BYTES)
         if not pending or pending[0][0] > last:
@@ -144,10 +158,13 @@ class MetadataLog:
         payload = encode_batch(self._rows.state(tenant).head_generation, [blob for _, blob in pending])
         sealing = LogPayload(RecordType.METADATA_LOG, tenant, 0, generation, payload)
         locations = await self._append(sealing, SegmentKind.METADATA_LOG)
-        if not self._rows.is_active(tenant):
-            return False  # deleted meanwhile: the record is garbage in its segment
-        with self._catalog.transaction():
-            self._rows.append(LogRecord(tenant, generation, len(payload), locations), pending[-1][0])
+        try:
+            if not self._rows.is_active(tenant):
+                return False  # deleted meanwhile: the record is garbage in its segment
+            with self._catalog.transaction():
+                self._rows.append(LogRecord(tenant, generation, len(payload), locations), pending[-1][0])
+        finally:
+            self._ports.store.settle(locations)
         self._note_snapshot(tenant, pending[-1][0], generation, len(payload))
         return True
 
@@ -171,7 +188,8 @@ class MetadataLog:
 
     async def compact(self, tenant: int) -> None:
         """Write a whole snapshot of the tenant now, and drop the log before it."""
-        self._begin_snapshot(tenant)
+        if tenant not in self._snapshots:
+            self._begin_snapshot(tenant)
         while tenant in self._snapshots:
             await self._compact_step(tenant)
             await self.drain()
@@ -182,17 +200,18 @@ class MetadataLog:
             with self._catalog.transaction():
                 snapshot.cursor = self._rows.snapshot_some(tenant, snapshot.cursor)
                 if snapshot.cursor is None:
-                    self._database.log(tenant, SnapshotEnd(snapshot.begin_sequence))
+                    self._database.log(tenant, SnapshotEnd(snapshot.name))
             if snapshot.cursor is None:
                 snapshot.end_sequence = self._database.last_sequence
         elif snapshot.end_sequence == -1:  # written through: _note_snapshot has seen its end
             await self._finish_snapshot(tenant, snapshot)
 
     def _begin_snapshot(self, tenant: int) -> _Snapshot:
-        name = self._database.last_sequence + 1
+        name = self._database.next_generation()
         with self._catalog.transaction():
             self._database.log(tenant, SnapshotBegin(name))
-        snapshot = self._snapshots[tenant] = _Snapshot(name, SnapshotCursor())
+        snapshot = _Snapshot(name, self._database.last_sequence, SnapshotCursor())
+        self._snapshots[tenant] = snapshot
         return snapshot
 
     def _note_snapshot(self, tenant: int, through: int, generation: int, payload_bytes: int) -> None:
@@ -231,9 +250,16 @@ class MetadataLog:
             await self._write_system()
 
     async def _write_system(self) -> None:
+        records: list[LogRecord] = []
+        try:
+            await self._append_system(records)
+        finally:
+            for record in records:
+                self._ports.store.settle(record.locations)
+
+    async def _append_system(self, records: list[LogRecord]) -> None:
         version = self._database.meta(META_SYSTEM_VERSION)
         snapshot = self._database.next_generation()
-        records = []
         for part, payload in enumerate(encode_system(snapshot, system_tenants(self._catalog))):
             generation = snapshot if part == 0 else self._database.next_generation()
             sealing = LogPayload(RecordType.SYSTEM, SYSTEM_TENANT, part, generation, payload)

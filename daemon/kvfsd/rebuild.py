@@ -17,6 +17,7 @@ from kvfs.errors import FormatError, KvfsError, NotFoundError, WrongKeyError
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.check import Problem, check
 from kvfsd.catalog.log_rows import LogRecord, LogState
+from kvfsd.catalog.reconcile import Reconcile
 from kvfsd.catalog.replay import FoundRecord, Replay
 from kvfsd.catalog.rows import KeySlotRow, Location, SegmentRow, TenantRow
 from kvfsd.catalog.schema import META_NEXT_TENANT, TenantState
@@ -249,7 +250,7 @@ class _Rebuild:
         """Attach blocks, put the tree in order, and go on with numbers that were never used."""
         with self._catalog.transaction():
             self._replay.attach_blocks()
-            counts = self._replay.put_in_order()
+            counts = Reconcile(self._catalog.database).put_in_order()
         self.report.objects, self.report.objects_lost, self.report.blocks, self.report.names_dropped = counts
         self._catalog.database.advance_counters(*self._replay.highest())
 

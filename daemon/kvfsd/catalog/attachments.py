@@ -6,6 +6,7 @@ from typing import Final
 
 from kvfsd.catalog.blocks import Blocks
 from kvfsd.catalog.database import Database
+from kvfsd.catalog.doomed import Doomed
 from kvfsd.catalog.inodes import Inodes
 
 RECOVER_BATCH: Final = 512
@@ -14,10 +15,11 @@ RECOVER_BATCH: Final = 512
 class Attachments:
     """Attachment epochs are numbers from `Database.next_attachment`, never used twice."""
 
-    def __init__(self, database: Database, blocks: Blocks, inodes: Inodes) -> None:
+    def __init__(self, database: Database, blocks: Blocks, inodes: Inodes, doomed: Doomed) -> None:
         self._database = database
         self._blocks = blocks
         self._inodes = inodes
+        self._doomed = doomed
 
     def store_completion(self, attachment: int, cid: int, sequence: int, blob: bytes) -> None:
         """Keep the encoded completion of slot `cid`, in the transaction of its effect; replaces the slot's last."""
@@ -57,4 +59,4 @@ class Attachments:
         more = True
         while more:
             with self._database.transaction():
-                more = self._blocks.reap(RECOVER_BATCH)
+                more = self._doomed.reap(RECOVER_BATCH)

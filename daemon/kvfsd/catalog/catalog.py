@@ -8,6 +8,7 @@ from pathlib import Path
 from kvfsd.catalog.attachments import Attachments
 from kvfsd.catalog.blocks import Blocks
 from kvfsd.catalog.database import Database, Hooks, Transaction
+from kvfsd.catalog.doomed import Doomed
 from kvfsd.catalog.inodes import Inodes
 from kvfsd.catalog.log_rows import LogRows
 from kvfsd.catalog.media_rows import MediaRows
@@ -28,6 +29,7 @@ class Catalog:
     database: Database
     segments: SegmentRows
     blocks: Blocks
+    doomed: Doomed
     tenants: Tenants
     inodes: Inodes
     namespace: Namespace
@@ -56,19 +58,21 @@ class Catalog:
         segments = SegmentRows(database)
         blocks = Blocks(database, segments)
         tenants = Tenants(database)
-        inodes = Inodes(database, blocks, tenants)
+        doomed = Doomed(database, segments)
+        inodes = Inodes(database, blocks, tenants, doomed)
         namespace = Namespace(database, inodes)
         return cls(
             database=database,
             segments=segments,
             blocks=blocks,
+            doomed=doomed,
             tenants=tenants,
             inodes=inodes,
             namespace=namespace,
             renames=Renames(namespace, inodes),
             xattrs=Xattrs(database, inodes),
             publisher=Publisher(database, namespace, inodes, blocks),
-            attachments=Attachments(database, blocks, inodes),
+            attachments=Attachments(database, blocks, inodes, doomed),
             quarantine=QuarantineRows(database, namespace, inodes),
             media=MediaRows(database),
             log_rows=LogRows(database, segments),

@@ -9,6 +9,7 @@ from typing import Final
 from kvfs.errors import NotDirectoryError, NotFoundError
 from kvfsd.catalog.blocks import BLOCKS_MAX, Blocks
 from kvfsd.catalog.database import Database
+from kvfsd.catalog.doomed import Doomed
 from kvfsd.catalog.rows import INODE_QUARANTINED, InodeRow, RemovedName
 from kvfsd.catalog.schema import LISTING_COLUMNS
 from kvfsd.catalog.tenants import Tenants
@@ -38,10 +39,11 @@ class AttributeChange:
 class Inodes:
     """Objects by number. Another tenant's numbers are simply not found."""
 
-    def __init__(self, database: Database, blocks: Blocks, tenants: Tenants) -> None:
+    def __init__(self, database: Database, blocks: Blocks, tenants: Tenants, doomed: Doomed) -> None:
         self._database = database
         self._blocks = blocks
         self._tenants = tenants
+        self._doomed = doomed
 
     def find(self, tenant: int, ino: int) -> InodeRow | None:
         """The object's row, hidden and unlinked ones too."""
@@ -155,7 +157,7 @@ class Inodes:
         self._database.run("DELETE FROM xattr WHERE tenant=? AND ino=?", key)
         if not stat.S_ISDIR(row.mode):
             self._database.run("DELETE FROM quarantine WHERE tenant=? AND ino=?", key)
-            self._blocks.release_object(tenant, row.ino)
+            self._doomed.release_object(tenant, row.ino)
         self._tenants.charge(tenant, -row.stored_bytes, -1)
         self._database.log(tenant, DropInode(row.ino))
 

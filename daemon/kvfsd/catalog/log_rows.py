@@ -11,8 +11,8 @@ from kvfsd.catalog.schema import LISTING_COLUMNS, TenantState
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.ondisk.metalog import LENGTH_BYTES, Change, PutBlock, PutEntry, PutInode, PutXattr
 
-SNAPSHOT_ROWS: Final = 1024
-"""Rows that one transaction of a snapshot reads: some milliseconds."""
+SNAPSHOT_ROWS: Final = 256
+"""Rows that one transaction of a snapshot reads: about a millisecond."""
 _PENDING_ROWS: Final = 2048
 
 

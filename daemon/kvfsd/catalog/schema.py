@@ -122,3 +122,14 @@ META_SYSTEM_VERSION: Final = "system_version"
 META_SYSTEM_WRITTEN: Final = "system_written"
 """The `system_version` that the newest system records on the media hold."""
 META_NEXT_TENANT: Final = "next_tenant"
+META_START: Final = (
+    (META_FEATURES, 0),
+    (META_NEXT_INO, 2),
+    (META_NEXT_GENERATION, 1),
+    (META_NEXT_ATTACHMENT, 1),
+    (META_CLEAN, 1),
+    (META_SYSTEM_VERSION, 1),
+    (META_SYSTEM_WRITTEN, 0),
+    (META_NEXT_TENANT, 1),
+)
+"""`meta` of an empty catalog. Ino 1 means "my root" in every command, so the first object is 2; 0 is never a number."""
