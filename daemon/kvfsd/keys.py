@@ -137,7 +137,7 @@ class KeyRing:
             return False
         return True
 
-    def record_key(self, tenant: int, epoch: int, object: int, generation: int, salt: bytes) -> bytes:  # noqa: A002
+    def record_key(self, tenant: int, epoch: int, object: int, generation: int, salt: bytes) -> bytes:  # noqa: A002 - the contract's word
         """The 32-byte key of one sealed record; WrongKeyError if the ring has no such tenant and epoch."""
         return kdf.record_key(self._key(tenant, epoch), self._record_prefix, (tenant, object, generation), salt)
 

@@ -7,11 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from contextlib import aclosing
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 
@@ -39,7 +37,6 @@ from kvfsd.media.superblocks import read_superblock, write_superblock
 from kvfsd.ondisk import superblock
 from kvfsd.ondisk.superblock import SLOT_BYTES, SLOT_OFFSETS
 from kvfsd.pool import Pool
-from kvfsd.poolfile import KekEntry, MediumEntry, PoolFile
 from kvfsd.poolmaking import PoolPlan, create_pool, default_medium
 from kvfsd.poolmedia import MediumSpec, default_segment_bytes
 from kvfsd.ports import InlineOffload, Ports, SystemRandomness
@@ -541,59 +538,11 @@ async def test_sync_flushes_media_before_the_catalog(directory, monkeypatch):
     await pool.aclose()
 
 
-# --- the pool file ---------------------------------------------------------------------------------------------
-
-FILE = PoolFile(
-    uuid=str(uuid.UUID(int=1)),
-    replicas=1,
-    key_directory="/keys",
-    kek=KekEntry("file", "/keys/kek"),
-    media=(MediumEntry(0, str(uuid.UUID(int=2)), "medium-0"),),
-)
-
-
-def test_the_pool_file_round_trips():
-    assert poolfile.decode(poolfile.encode(FILE), "here") == FILE
-
-
-def read_or_none(content: bytes) -> PoolFile | None:
-    try:
-        return poolfile.decode(content, "here")
-    except FormatError:
-        return None
-
-
-def test_every_flipped_bit_of_the_pool_file_is_found():
-    content = poolfile.encode(FILE)
-    for bit in range(len(content) * 8):
-        changed = bytearray(content)
-        changed[bit // 8] ^= 1 << bit % 8
-        assert read_or_none(bytes(changed)) in (None, FILE)  # FILE: white space around the object
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"version": 2}, "format 2 is not known"),
-        ({"replicas": 9}, "out of range"),
-        ({"media": ()}, "out of range"),
-        ({"media": FILE.media * 2}, "one index or UUID"),
-        ({"media": (MediumEntry(256, str(uuid.UUID(int=2)), "m"),)}, "out of range"),
-        ({"uuid": "nonsense"}, "UUID"),
-        ({"key_directory": "a\0b"}, "zero byte"),
-    ],
-)
-def test_a_pool_file_that_makes_no_sense_is_refused(change, text):
-    with pytest.raises(FormatError, match=text):
-        poolfile.decode(poolfile.encode(msgspec.structs.replace(FILE, **change)), "here")
-
-
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]" * 1000, None])
-async def test_a_damaged_pool_file_is_written_again(directory, which, damage):
+async def test_a_damaged_pool_file_is_written_again(directory, which):
     path = directory / poolfile.NAMES[which]
     good = path.read_bytes()
-    path.unlink() if damage is None else path.write_bytes(damage)
+    path.write_bytes(b"{")
     pool = await opened(directory)
     await pool.aclose()
     assert str(path) in pool.warnings[0]
