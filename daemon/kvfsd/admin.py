@@ -63,6 +63,11 @@ class Methods:
     async def _names(self, _: NoParams) -> list[str]:
         return sorted(self._methods)
 
+    async def run(self, name: str, params: dict[str, Any]) -> object:
+        """Run one method in place; KeyError, msgspec.ValidationError, and what the method raises."""
+        method = self._methods[name]
+        return await method.run(msgspec.convert(params, method.params))
+
     async def answer(self, message: jsonrpc.Message) -> bytes:
         """Run the calls of one message in order, each within CALL_DEADLINE_MS, and encode the answers."""
         answers = []

@@ -52,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     with console.capture() as captured:
         console.print(table)
     # trailing blanks go; and plain print() raises BrokenPipeError as it is
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
 
 
 def warn(program: str, text: str) -> None:
