@@ -1,0 +1,41 @@
+"""Run an administrative method where the pool is open: in the mount that has it, else in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from kvfsd import admin_client, mounts
+from kvfsd.admin import Methods
+from kvfsd.admin_methods import PoolAdmin
+from kvfsd.cli.keysource import kek_source
+from kvfsd.cli.options import KekOptions
+from kvfsd.pool import Pool
+
+
+def administer(directory: str, options: KekOptions, method: str, **params: Any) -> Any:
+    """The result of `method` of `kvfsd.admin_methods` on the pool in `directory`.
+
+    A live mount of the pool runs it if there is one (it has the keys already); otherwise the pool is opened here.
+
+    Raises:
+        KvfsError: what the method raises, and what `Pool.open` raises.
+    """
+    live = mounts.live_mount_of_pool(os.path.realpath(directory))
+    if live is not None:
+        return admin_client.call(live.admin_socket, method, params)
+    return trio.run(_run_here, Path(directory), options, method, params)
+
+
+async def _run_here(directory: Path, options: KekOptions, method: str, params: dict[str, Any]) -> Any:
+    pool = await Pool.open(directory, kek_source(options))
+    try:
+        methods = Methods()
+        PoolAdmin(pool).register(methods)
+        return msgspec.to_builtins(await methods.run(method, params))
+    finally:
+        await pool.aclose()

@@ -1,0 +1,85 @@
+"""`kvfsctl check|rebuild`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import trio
+import typer
+
+from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
+from kvfsd.cli import output, program
+from kvfsd.cli.options import KekOptions
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(cls=program.Command, epilog=program.examples("kvfsctl check /var/lib/kvfs/pool"))(check)
+    app.command(
+        cls=program.Command,
+        epilog=program.examples(
+            "kvfsctl rebuild /var/lib/kvfs/pool              the catalog is gone or damaged",
+            "kvfsctl rebuild --force /var/lib/kvfs/pool      replace one that opens; it is kept beside",
+        ),
+    )(rebuild)
+
+
+def check(
+    directory: PoolDirectory,
+    *,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Recount the catalog: quotas, links, names, segments. Exit status 1 if anything is wrong. Reads no block."""
+    found = trio.run(_check, directory, KekOptions(kek, passphrase_file, credential))
+    if json:
+        output.print_json(found)
+    else:
+        for finding in found["findings"]:
+            print(output.printable(finding))
+        print(
+            f"checked {found['objects']} objects of {len(found['tenants'])} tenants: {len(found['findings'])} findings"
+        )
+    if found["findings"]:
+        raise typer.Exit(1)
+
+
+async def _check(directory: str, kek: KekOptions) -> dict[str, Any]:
+    from kvfs_tools.readonly import open_read_only
+    from kvfsd.admin_methods import tenant_value
+    from kvfsd.catalog.check import check as recount
+
+    async with open_read_only(directory, kek) as opened:
+        problems = recount(opened.pool.catalog.database)
+        tenants = [tenant_value(tenant) for tenant in opened.pool.tenants.list()]
+    return {
+        "tenants": tenants,
+        "objects": sum(tenant["used_objects"] for tenant in tenants),
+        "findings": [f"{problem.kind}: {problem.detail}" for problem in problems],
+    }
+
+
+def rebuild(
+    directory: PoolDirectory,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also when there is a catalog that opens.")] = False,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Make the catalog anew from the media: everything up to the metadata log's lag (1 s), nothing that was unlinked.
+
+    Media are only read. The catalog that was there is kept beside the new one. Exit status 1 if something was lost.
+    """
+    from kvfs_tools import rebuilding
+
+    report = trio.run(rebuilding.rebuild_pool, directory, KekOptions(kek, passphrase_file, credential), force)
+    if json:
+        output.print_json(report)
+    else:
+        rebuilding.print_report(report)
+    if not report["complete"]:
+        raise typer.Exit(1)

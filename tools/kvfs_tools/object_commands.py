@@ -1,0 +1,101 @@
+"""`kvfsctl ls|stat|verify`: what is in a tenant, read-only, on a closed pool or beside its mount."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import trio
+import typer
+
+from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, SourceText
+from kvfsd.cli import output, program
+from kvfsd.cli.options import KekOptions, parse_source
+
+EXIT_BAD: Final = 1
+
+ObjectPath = Annotated[str, program.argument("[PATH]")]
+Recursive = Annotated[bool, typer.Option("-R", "--recursive", help="Everything below, too.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(
+        cls=program.Command,
+        epilog=program.examples("kvfsctl ls blue@/var/lib/kvfs/pool /vllm", "kvfsctl ls -R --json pool | jq -r .path"),
+    )(ls)
+    app.command(cls=program.Command, epilog=program.examples("kvfsctl stat blue@/var/lib/kvfs/pool /vllm/config.json"))(
+        stat
+    )
+    app.command(
+        cls=program.Command,
+        epilog=program.examples(
+            "kvfsctl verify /var/lib/kvfs/pool              all tenants",
+            "kvfsctl verify blue@/var/lib/kvfs/pool /vllm   one directory of one tenant",
+        ),
+    )(verify)
+
+
+def ls(
+    source: SourceText,
+    path: ObjectPath = "/",
+    *,
+    recursive: Recursive = False,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """List a directory of a tenant: mode, links, owner, group, size, time, name. --json prints one object per line."""
+    from kvfs_tools import object_reports
+
+    named = parse_source(source)
+    asked = object_reports.Listing(named.tenant, path, recursive=recursive, json=json)
+    trio.run(object_reports.list_objects, named.pool, KekOptions(kek, passphrase_file, credential), asked)
+
+
+def stat(
+    source: SourceText,
+    path: Annotated[str, program.argument("PATH")],
+    *,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Show one object: attributes, extended attributes, and where each of its blocks lies."""
+    from kvfs_tools import object_reports
+
+    named = parse_source(source)
+    options = KekOptions(kek, passphrase_file, credential)
+    found = trio.run(object_reports.describe_object, named.pool, options, named.tenant, path)
+    if json:
+        output.print_json(found)
+    else:
+        object_reports.print_object(found)
+
+
+def verify(
+    source: SourceText,
+    path: ObjectPath = "/",
+    *,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Read every replica of every block and check it as a read would. Exit status 1 if anything is bad.
+
+    POOL alone means all tenants. Nothing is changed: what is bad is quarantined when an engine reads it.
+    """
+    from kvfs_tools import verify_report
+
+    named = parse_source(source)
+    tenant = named.tenant if source != named.pool else None
+    options = KekOptions(kek, passphrase_file, credential)
+    report = trio.run(verify_report.verify_pool, named.pool, options, tenant, path)
+    if json:
+        output.print_json(verify_report.report_value(report))
+    else:
+        verify_report.print_report(report)
+    if not report.clean:
+        raise typer.Exit(EXIT_BAD)

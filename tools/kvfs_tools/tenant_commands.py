@@ -1,0 +1,153 @@
+"""`kvfsctl tenant create|list|show|set|delete`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory, TenantName
+from kvfsd.cli import output, program
+from kvfsd.cli.options import KekOptions
+from kvfsd.units import parse_size_bytes
+
+app = program.new_app("Make, change and delete tenants; on a mounted pool the mount does it.")
+
+Quota = Annotated[str, typer.Option("--quota", metavar="SIZE", help="Hard limit of stored bytes; 0 = none.")]
+QuotaObjects = Annotated[
+    int | None, typer.Option("--quota-objects", metavar="COUNT", min=0, help="Hard limit of objects; 0 = none.")
+]
+
+
+def _administer(directory: str, kek: KekOptions, method: str, **params: Any) -> Any:
+    from kvfs_tools.administration import administer
+
+    return administer(directory, kek, method, **params)
+
+
+def _print(tenants: list[dict[str, Any]], value: object, *, json: bool) -> None:
+    from kvfs_tools.pool_information import print_tenants
+
+    if json:
+        output.print_json(value)
+    else:
+        print_tenants(tenants)
+
+
+@app.command(
+    cls=program.Command,
+    epilog=program.examples(
+        "kvfsctl tenant create /var/lib/kvfs/pool blue",
+        "kvfsctl tenant create /var/lib/kvfs/pool blue --quota 200G --uid 1000 --gid 1000",
+    ),
+)
+def create(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    quota: Quota = "0",
+    quota_objects: QuotaObjects = 0,
+    uid: Annotated[int | None, typer.Option("--uid", min=0, help="Owner of its root directory (default: you).")] = None,
+    gid: Annotated[
+        int | None, typer.Option("--gid", min=0, help="Group of its root directory (default: yours).")
+    ] = None,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Make the tenant NAME, with keys of its own and an empty root directory."""
+    params = {
+        "name": name,
+        "quota_bytes": parse_size_bytes(quota, "--quota"),
+        "quota_objects": quota_objects or 0,
+        "uid": os.geteuid() if uid is None else uid,
+        "gid": os.getegid() if gid is None else gid,
+    }
+    made = _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_create", **params)
+    if json:
+        output.print_json(made)
+
+
+@app.command("list", cls=program.Command, epilog=program.examples("kvfsctl tenant list /var/lib/kvfs/pool"))
+def list_(
+    directory: PoolDirectory,
+    *,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """List the tenants with quota and use."""
+    found = _read(directory, KekOptions(kek, passphrase_file, credential))
+    _print(found, found, json=json)
+
+
+@app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant show /var/lib/kvfs/pool blue --json"))
+def show(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Show one tenant."""
+    found = _read(directory, KekOptions(kek, passphrase_file, credential), name)[0]
+    _print([found], found, json=json)
+
+
+def _read(directory: str, kek: KekOptions, name: str = "") -> list[dict[str, Any]]:
+    """All tenants, or the one called `name`; nothing is written, a mount of the pool is not asked."""
+    import trio
+
+    from kvfs_tools.readonly import open_read_only
+    from kvfsd.admin_methods import tenant_value
+
+    async def read() -> list[dict[str, Any]]:
+        async with open_read_only(directory, kek) as opened:
+            tenants = opened.pool.tenants
+            return [tenant_value(tenant) for tenant in ([tenants.show(name)] if name else tenants.list())]
+
+    return trio.run(read)
+
+
+@app.command(
+    "set",
+    cls=program.Command,
+    epilog=program.examples("kvfsctl tenant set /var/lib/kvfs/pool blue --quota 400G --quota-objects 0"),
+)
+def set_(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    quota: Quota = "",
+    quota_objects: QuotaObjects = None,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+    json: Json = False,
+) -> None:
+    """Change quotas. What is over a new quota stays; it only cannot grow."""
+    if not quota and quota_objects is None:
+        raise program.usage_error("nothing to set; give --quota or --quota-objects")
+    quota_bytes = parse_size_bytes(quota, "--quota") if quota else None
+    params = {"name": name, "quota_bytes": quota_bytes, "quota_objects": quota_objects}
+    changed = _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_set", **params)
+    _print([changed], changed, json=json)
+
+
+@app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant delete /var/lib/kvfs/pool blue --force"))
+def delete(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Delete everything in it, too.")] = False,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+) -> None:
+    """Delete a tenant that is not mounted: its keys at once, its space in the background of the next mounts."""
+    _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_delete", name=name, force=force)
