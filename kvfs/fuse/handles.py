@@ -1,0 +1,250 @@
+"""What is open in this mount: inodes with handles, the handles, and the names that are not committed yet.
+
+Ordinary inodes are not kept: object numbers are never reused and the daemon finds any of them, so there are no
+lookup counts either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from kvfs.commands import Attributes, DirectoryEntry
+from kvfs.errors import StaleError, TooManyOpenError
+from kvfs.limits import INODE_HINTS_MAX, OPEN_FILES_MAX
+from kvfs.openfile import OpenFile
+
+
+@dataclass(slots=True, eq=False)
+class OpenInode:
+    """An object with at least one handle (or an operation that acts like one)."""
+
+    ino: int
+    attributes: Attributes | None = None
+    """As last reported; None = to be asked for."""
+    file: OpenFile | None = None
+    """Its staging, from the first write, truncation or creation on."""
+    handles: int = 0
+    cached_handles: int = 0
+    """Handles that read through the kernel's page cache."""
+    wrote_past_cache: bool = False
+    """A direct handle wrote since the last commit: cached handles may hold older bytes."""
+    unlinked: bool = False
+    """The daemon keeps the object only because this mount has it open."""
+
+    @property
+    def staged(self) -> OpenFile | None:
+        """Its staging, if that differs from what the daemon has."""
+        file = self.file
+        return file if file is not None and (file.dirty or file.poison is not None) else None
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One open file description."""
+
+    inode: OpenInode
+    flags: int
+    direct: bool
+    """It was opened with direct_io: the kernel caches nothing for it."""
+    next_offset: int = 0
+    """Where a sequential reader reads next."""
+
+    @property
+    def writable(self) -> bool:
+        """It was opened for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+
+@dataclass(slots=True, eq=False)
+class DirectoryHandle:
+    """One open directory: what was pending when the listing began, and the batch being read."""
+
+    ino: int
+    pending: list[tuple[bytes, OpenFile]] = field(default_factory=list)
+    listed_pending: set[bytes] = field(default_factory=set)
+    """Names that were listed as pending: the daemon's listing may have them by now, and must not repeat them."""
+    batch: tuple[DirectoryEntry, ...] = ()
+    batch_start: int = -1
+    """Cookie after which `batch` begins; -1 = none."""
+    batch_position: int = 0
+    batch_end: bool = False
+    batch_sequence: int = 0
+    """Number of changes (ChangeLog) that the batch has seen."""
+
+    def begin(self, pending: list[tuple[bytes, OpenFile]]) -> None:
+        """The listing begins (again): forget what was read, see the names of now."""
+        self.pending = pending
+        self.listed_pending.clear()
+        self.batch, self.batch_start, self.batch_position, self.batch_end = (), -1, 0, False
+
+
+class OpenTable:
+    """Handles by number, open inodes by object number; at most OPEN_FILES_MAX handles."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, Handle | DirectoryHandle] = {}
+        self._next_handle = 1
+        self._inodes: dict[int, OpenInode] = {}
+        self._removals: dict[int, trio.Event] = {}
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def get(self, ino: int) -> OpenInode | None:
+        """The inode, if it is open."""
+        return self._inodes.get(ino)
+
+    def inodes(self) -> Iterator[OpenInode]:
+        """All open inodes."""
+        return iter(list(self._inodes.values()))
+
+    def staged(self, ino: int) -> OpenFile | None:
+        """The staging of `ino`, if it is open and differs from what the daemon has."""
+        inode = self._inodes.get(ino)
+        return None if inode is None else inode.staged
+
+    async def acquire(self, ino: int) -> OpenInode:
+        """The open inode with one handle more; waits for a removal of the object that is under way."""
+        while (removal := self._removals.get(ino)) is not None:
+            await removal.wait()
+        return self.acquire_now(ino)
+
+    def acquire_now(self, ino: int) -> OpenInode:
+        """As `acquire`, for an object that nobody can be removing."""
+        inode = self._inodes.get(ino)
+        if inode is None:
+            inode = self._inodes[ino] = OpenInode(ino)
+        inode.handles += 1
+        return inode
+
+    def forget(self, inode: OpenInode) -> None:
+        """The last handle of `inode` is gone."""
+        assert inode.handles == 0
+        del self._inodes[inode.ino]
+
+    def begin_removal(self, ino: int) -> bool:
+        """The object is about to lose a name -> whether it is open. Opens wait until `end_removal`."""
+        self._removals.setdefault(ino, trio.Event())
+        return ino in self._inodes
+
+    def end_removal(self, ino: int) -> None:
+        """The removal is decided."""
+        removal = self._removals.pop(ino, None)
+        if removal is not None:
+            removal.set()
+
+    def check_room(self) -> None:
+        """Raise TooManyOpenError if no handle can be added."""
+        if len(self._handles) >= OPEN_FILES_MAX:
+            raise TooManyOpenError(f"{OPEN_FILES_MAX} files are open in this mount")
+
+    def add(self, handle: Handle | DirectoryHandle) -> int:
+        """Number a handle. Raises TooManyOpenError."""
+        self.check_room()
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = handle
+        return number
+
+    def handle(self, number: int) -> Handle:
+        """The file handle with this number."""
+        handle = self._handles.get(number)
+        if not isinstance(handle, Handle):
+            raise StaleError(f"no open file has handle {number}")
+        return handle
+
+    def directory(self, number: int) -> DirectoryHandle:
+        """The directory handle with this number."""
+        handle = self._handles.get(number)
+        if not isinstance(handle, DirectoryHandle):
+            raise StaleError(f"no open directory has handle {number}")
+        return handle
+
+    def remove(self, number: int) -> Handle | DirectoryHandle:
+        """Take a handle out."""
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            raise StaleError(f"handle {number} is not open")
+        return handle
+
+
+class ChangeLog:
+    """Which objects this mount changed lately, so that a batch of a listing that is older than that is not served.
+
+    The kernel believes the names and attributes of a listing for an hour. Bounded: what is forgotten counts as changed.
+    """
+
+    def __init__(self, max_inodes: int = INODE_HINTS_MAX) -> None:
+        self._max_inodes = max_inodes
+        self._changed: OrderedDict[int, int] = OrderedDict()
+        self._forgotten = 0
+        self.sequence = 0
+
+    def note(self, *inos: int) -> None:
+        """Attributes of these objects, or the names in these directories, have changed."""
+        self.sequence += 1
+        for ino in inos:
+            self._changed[ino] = self.sequence
+            self._changed.move_to_end(ino)
+        while len(self._changed) > self._max_inodes:
+            self._forgotten = self._changed.popitem(last=False)[1]
+
+    def note_all(self) -> None:
+        """Anything may have changed."""
+        self.sequence += 1
+        self._changed.clear()
+        self._forgotten = self.sequence
+
+    def changed_since(self, ino: int, sequence: int) -> bool:
+        """`ino` changed, or may have, after `sequence` changes."""
+        return self._changed.get(ino, self._forgotten) > sequence
+
+
+@dataclass(slots=True)
+class _Hint:
+    generation: int
+    served_bytes: int = 0
+
+
+@dataclass(slots=True)
+class CacheHints:
+    """What the kernel's page cache holds of recently opened files; bounded, and forgetting only costs a re-read."""
+
+    max_inodes: int = INODE_HINTS_MAX
+    _hints: OrderedDict[int, _Hint] = field(default_factory=OrderedDict)
+
+    def note_open(self, ino: int, generation: int) -> bool:
+        """A file is opened -> whether what the kernel has cached of it is of this generation."""
+        hint = self._hints.get(ino)
+        if hint is not None and hint.generation == generation:
+            self._hints.move_to_end(ino)
+            return True
+        self._hints[ino] = _Hint(generation)
+        self._hints.move_to_end(ino)
+        if len(self._hints) > self.max_inodes:
+            self._hints.popitem(last=False)
+        return False
+
+    def note_served(self, ino: int, generation: int, count: int) -> None:
+        """`count` bytes went into the page cache."""
+        hint = self._hints.get(ino)
+        if hint is not None and hint.generation == generation:
+            hint.served_bytes += count
+
+    def is_served(self, ino: int, generation: int, size: int) -> bool:
+        """As many bytes as the file has went into the page cache: the kernel most likely has it all."""
+        hint = self._hints.get(ino)
+        return hint is not None and hint.generation == generation and hint.served_bytes >= size
+
+    def forget(self, ino: int) -> None:
+        """The kernel's pages of `ino` are of no known generation."""
+        self._hints.pop(ino, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._hints.clear()
