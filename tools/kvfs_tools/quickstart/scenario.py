@@ -18,8 +18,9 @@ from kvfs_tools.quickstart.protocol import FileTier
 from kvfs_tools.quickstart.results import ReplayStatistics
 from kvfs_tools.quickstart.sandbox import Sandbox
 
-MODEL = "kvfs-quickstart/example-8b-instruct"
-TENANT = "quickstart-tenant-blue"
+MODEL = "example-org/replayed-8b-instruct"
+TENANT = "tenant-blue-of-the-replay"
+"""These and every other name that is searched for must not occur in paths that kvfs is given."""
 POOL_MIN_BYTES = 256 << 20
 """Of the sparse medium; a smaller one would have tiny segments."""
 PLAY_DEADLINE_S = 240.0

@@ -20,8 +20,8 @@ from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, tail
 from kvfs_tools.quickstart.sandbox import Sandbox
 
 ENGINES = Path(__file__).with_name("engines")
-MODEL = "quickstart-tiny-llama-8x512"
-TENANT, OTHER_TENANT = "quickstart-tenant-blue", "quickstart-tenant-green"
+MODEL = "random-tiny-llama-8x512"
+TENANT, OTHER_TENANT = "tenant-blue-of-vllm", "tenant-green-of-vllm"
 CONNECTORS = ("fs_tier", "example")
 POOL_BYTES = 1 << 30
 PROMPT_TOKENS = 3089
