@@ -81,7 +81,9 @@ def _is_command(node: Function) -> bool:
 
 def long_signatures(path: str, text: str) -> list[Finding]:
     """Functions with more than five arguments besides self and cls."""
-    found = []
+    found: list[Finding] = []
+    if path.endswith("_commands.py"):  # all functions there are commands, registered by another module
+        return found
     for node in _functions(ast.parse(text)):
         arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         count = len([name for name in arguments if name not in {"self", "cls"}])

@@ -71,7 +71,8 @@ FOR_TESTS = {
 def test_no_module_is_dead() -> None:
     scripts = [path for path in repository_files() if path.startswith(("tools/", "tests/", ".ci/", "systemd/"))]
     shell = [path for path in scripts if not path.endswith((".py", ".md", ".jsonl"))]
-    other = "\n".join(read(path) for path in ["pyproject.toml", *shell])
+    documented = [line for path in documents() for line in read(path).splitlines() if "python -m " in line]
+    other = "\n".join([*(read(path) for path in ["pyproject.toml", *shell]), *documented])
     findings = source_rules.dead_modules({path: read(path) for path in python_sources()}, other)
     findings = [finding for finding in findings if finding.where not in FOR_TESTS]
     assert not findings, report(findings)

@@ -48,6 +48,10 @@ def test_argument_count(text: str, found: int) -> None:
     assert len(rules.long_signatures("kvfs/a.py", text)) == found
 
 
+def test_arguments_of_commands_are_options() -> None:
+    assert not rules.long_signatures("tools/kvfs_tools/object_commands.py", "def f(a, b, c, d, e, g): ...")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
