@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REAP_PERIOD_MS: Final = 200
-COLLECT_PERIOD_MS: Final = 1_000
 ACCESSES_PERIOD_MS: Final = 10_000
 CHECKPOINT_PERIOD_MS: Final = 500
 PURGE_PERIOD_MS: Final = 60_000
@@ -67,10 +66,8 @@ async def metadata_log(service: Service) -> None:
 
 
 async def collect(service: Service) -> None:
-    """Give empty segments back."""
-    while True:
-        await trio.sleep(COLLECT_PERIOD_MS / 1000)
-        await service.store.release_empty()
+    """Collect garbage in segments."""
+    await service.collector.run()
 
 
 async def reap(service: Service) -> None:

@@ -310,12 +310,12 @@ def open_(path: DataPath, fetched: Fetched) -> Opened:
 def verify(path: DataPath, opened: Opened) -> Verified:
     """The plaintext is what was digested when it was written."""
     try:
-        sealing.verify_payload(opened.identity, opened.checksum, opened.plaintext)
+        sealing.verify_payload(opened.identity, opened.checksum, opened.unverified)
     except BaseException:
-        _give_back(path.plaintexts, opened.plaintext)
+        _give_back(path.plaintexts, opened.unverified)
         raise
     path.metrics.counters.payload_bytes_read += opened.identity.length
-    return Verified(opened.target, opened.plaintext)
+    return Verified(opened.target, opened.unverified)
 
 
 # --- both ----------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ import trio
 
 from kvfs import limits
 from kvfs.buffers import BufferPool
-from kvfs.commands import Event
-from kvfs.errors import FailsafeError, KvfsError, PoolFullError
+from kvfs.commands import Event, ObjectChanged
+from kvfs.errors import FailsafeError, FormatError, KvfsError, PoolFullError
 from kvfsd import background
 from kvfsd.accesses import AccessTimes
 from kvfsd.admission import Admission
+from kvfsd.catalog.rows import Location, PlacedBlock
+from kvfsd.gc import SegmentCollector
 from kvfsd.logsealing import log_ports
 from kvfsd.metadata_log import MetadataLog
 from kvfsd.metrics import Metrics
@@ -74,6 +76,9 @@ class Service:
             pool.catalog.transaction,
             self._catalog_barrier,
         )
+        self.collector = SegmentCollector(
+            self.store, pool.catalog.segments, pool.catalog.blocks, pool.catalog.transaction, self._bad_record_found
+        )
         self.path = self._data_path()
         self.metadata_log = MetadataLog(pool.catalog, log_ports(self.path, pool.sync))
         self._gate = SyncGate(self._sync_now)
@@ -111,6 +116,8 @@ class Service:
             data_commands_waiting=lambda: self.path.scheduler.waiting,
             sessions=lambda: sum(len(sessions) for sessions in self._sessions.values()),
             failsafe=lambda: int(bool(self.failsafe_reason)),
+            segments_freed=lambda: self.collector.stats.segments_freed,
+            records_copied=lambda: self.collector.stats.records_copied,
             catalog_wal_bytes=self.catalog.database.wal.size_bytes,
         )
 
@@ -209,12 +216,22 @@ class Service:
         if self.failsafe_reason:
             raise FailsafeError(self.failsafe_reason)
 
-    async def make_room(self, tenant: int, error: KvfsError) -> bool:
+    def make_room(self, tenant: int, error: KvfsError) -> bool:
         """The tenant is at its quota or the pool is full: free what was put aside -> whether that freed anything."""
         full = isinstance(error, PoolFullError)
         if full:
             self.metrics.counters.pool_full_refusals += 1
         freed = self.quarantine.make_room(None if full else tenant)
         if full and freed:
-            await self.store.release_empty()
+            self.collector.wake()  # the write that is tried again waits for it
         return freed
+
+    def _bad_record_found(self, placed: PlacedBlock, location: Location, error: FormatError) -> None:
+        """The collector met a record that fails its stored checksum."""
+        self.metrics.counters.bad_records += 1
+        log.warning("tenant %d, object %d: replica at %s: %s", placed.tenant, placed.ino, location, error)
+        current = self.catalog.blocks.locate(placed.tenant, placed.ino, placed.row.block)
+        if current is None or current.generation != placed.row.generation or len(current.locations) > 1:
+            return
+        if self.quarantine.hide(placed.tenant, placed.ino, str(error)):
+            self.tell(placed.tenant, ObjectChanged(placed.ino))

@@ -234,9 +234,9 @@ class Session:
         """Free bytes and all bytes of the pool."""
         return self.service.store.free_bytes(), self.service.store.total_bytes()
 
-    async def make_room(self, error: KvfsError) -> bool:
+    def make_room(self, error: KvfsError) -> bool:
         """Something is full: free what may be freed -> whether it is worth trying again."""
-        return await self.service.make_room(self.tenant, error)
+        return self.service.make_room(self.tenant, error)
 
     async def sync(self) -> None:
         """Everything completed so far survives a power loss."""

@@ -41,8 +41,8 @@ def allocate_ino(session: Session, _: AllocateIno) -> Ino:
     ino = session.catalog.database.next_ino()
     try:
         session.reservations.allocate(ino)
-    except QuotaExceededError:
-        if not session.quarantine.make_room(session.tenant):
+    except QuotaExceededError as error:
+        if not session.make_room(error):
             raise
         session.reservations.allocate(ino)
     return Ino(ino)
@@ -83,7 +83,7 @@ async def write_block(session: Session, command: WriteBlock, payload: Buffer) ->
         try:
             await pipeline.write_block(session.path, request)
         except (QuotaExceededError, PoolFullError) as error:
-            if not await session.make_room(error):
+            if not session.make_room(error):
                 raise
             await pipeline.write_block(session.path, request)
     finally:

@@ -203,7 +203,7 @@ class Opened:
     target: Target
     identity: RecordIdentity
     checksum: int
-    plaintext: memoryview
+    unverified: memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from serving import TENANT, TRANSPORTS, Host, killed_at_end, make_pool, reopen_pool, serving
 
 from kvfs import limits
 from kvfs.errors import NotFoundError
-from kvfsd.inprocess import InProcessQueuePair
-
-from serving import TENANT, TRANSPORTS, Host, Layout, killed_at_end, make_pool, reopen_pool, serving
 
 MIB = limits.MIB
 
