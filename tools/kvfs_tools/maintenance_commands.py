@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import trio
@@ -76,7 +77,9 @@ def rebuild(
     """
     from kvfs_tools import rebuilding
 
-    report = trio.run(rebuilding.rebuild_pool, directory, KekOptions(kek, passphrase_file, credential), force)
+    report = trio.run(
+        rebuilding.rebuild_pool, Path(directory).absolute(), KekOptions(kek, passphrase_file, credential), force
+    )
     if json:
         output.print_json(report)
     else:

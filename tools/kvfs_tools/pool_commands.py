@@ -24,8 +24,8 @@ DEFAULT_SIZE: Final = "64G"
     cls=program.Command,
     epilog=program.examples(
         "kvfsctl pool create /var/lib/kvfs/pool --kek /etc/kvfs/pool.kek --size 512G",
-        "kvfsctl pool create /var/lib/kvfs/pool --kek pool.kek --medium /dev/nvme1n1 --medium /dev/nvme2n1 --replicas 2",
-        "kvfsctl pool create pool --kek pool.kek --medium fast.img,size=64G,weight=4 --medium slow.img,size=1T,weight=1",
+        "kvfsctl pool create pool --kek pool.kek --replicas 2 --medium /dev/nvme1n1 --medium /dev/nvme2n1",
+        "kvfsctl pool create pool --kek pool.kek --medium a.img,size=64G,weight=4 --medium b.img,size=1T,weight=1",
     ),
 )
 def create(
