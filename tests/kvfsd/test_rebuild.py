@@ -20,7 +20,6 @@ from kvfsd.rebuild import RebuildReport, rebuild
 from tests.kvfsd.catalog.world import DIRECTORY, POOL
 from tests.kvfsd.log_world import LogWorld, MemoryMedia, MemoryStore, visible_tree
 
-
 _numbers = itertools.count()
 
 

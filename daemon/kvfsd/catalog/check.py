@@ -16,6 +16,7 @@ from kvfsd.ondisk.record import record_bytes
 
 PROBLEMS_MAX: Final = 1000
 """More than this many of one kind are not listed."""
+_TYPE_NAMES: Final = {"INT": "integer", "INTEGER": "integer", "BLOB": "blob", "TEXT": "text"}
 _DIRECTORY: Final = "(mode & 0xF000) = 0x4000"
 
 
@@ -60,7 +61,7 @@ _RULES: Final[dict[str, str]] = {
         ON c.parent=i.ino WHERE {_DIRECTORY} AND i.nlink <> 2 + coalesce(c.children, 0)""",
     "directory_parent": f"""
         SELECT i.tenant, i.ino, i.parent FROM inode i LEFT JOIN dirent d ON d.ino=i.ino AND d.parent=i.parent
-        WHERE {_DIRECTORY} AND i.parent<>i.ino AND d.ino IS NULL""",
+        WHERE {_DIRECTORY} AND i.ino NOT IN (SELECT root_ino FROM tenant) AND d.ino IS NULL""",
     "directory_names": f"""
         SELECT d.tenant, d.ino, count(*) FROM dirent d JOIN inode i ON i.ino=d.ino WHERE {_DIRECTORY}
         GROUP BY d.ino HAVING count(*) > 1""",
@@ -102,13 +103,28 @@ def check(database: Database) -> list[Problem]:
     database.run("BEGIN")
     try:
         deleting = {row[0] for row in database.all("SELECT tenant FROM tenant WHERE state=?", (TenantState.DELETING,))}
-        problems = _integrity(database)
+        problems = _integrity(database) + _types(database)
+        if problems:
+            return problems  # counting needs sound rows
         for kind, sql in _RULES.items():
             rows = database.all(f"{sql} LIMIT {PROBLEMS_MAX}")
             problems += [Problem(kind, ", ".join(map(str, row))) for row in rows if row[0] not in deleting]
         return problems + _unreachable(database) + _segments(database) + _counters(database)
     finally:
         database.run("ROLLBACK")
+
+
+def _types(database: Database) -> list[Problem]:
+    """Values that are not of their column's declared type: SQLite does not mind, every reader does."""
+    problems = []
+    tables = database.all("SELECT name FROM sqlite_schema WHERE type='table' AND name<>'meta'")
+    for (table,) in tables:
+        columns = database.all(f"PRAGMA table_info({table})")
+        wrong = " OR ".join(f"typeof({name})<>'{_TYPE_NAMES.get(kind, '')}'" for _, name, kind, *_ in columns)
+        row = database.one(f"SELECT count(*) FROM {table} WHERE {wrong}")
+        if row and row[0]:
+            problems.append(Problem("type", f"{table}, {row[0]} rows"))
+    return problems
 
 
 def _unreachable(database: Database) -> list[Problem]:

@@ -7,13 +7,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
-from kvfs.errors import FailsafeError, FormatError, InternalError, KvfsError, PoolBusyError, PoolFullError
+from kvfs.errors import (
+    FailsafeError,
+    FormatError,
+    InternalError,
+    InvalidArgumentError,
+    KvfsError,
+    PoolBusyError,
+    PoolFullError,
+)
 
 CACHE_KIB: Final = 64 * 1024
 """SQLite's cache: the bound of the catalog's memory."""
 BUSY_TIMEOUT_S: Final = 2.0
 """How long a commit waits for another process, or a checkpoint that empties the log, to let go of the write lock."""
 STATEMENTS_CACHED: Final = 256
+
+_ERRORS: Final = (sqlite3.Error, UnicodeError, OverflowError)
+"""What the statements of a damaged database, or numbers over 64 bits, raise."""
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -39,7 +50,7 @@ class Connection:
         """First row of a query, or None."""
         try:
             row: Row | None = self._connection.execute(sql, parameters).fetchone()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
         return row
 
@@ -47,42 +58,42 @@ class Connection:
         """All rows of a query; the caller bounds them with LIMIT."""
         try:
             return self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
 
     def iterate(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
         """Rows of a query one by one, for results too large to hold; nothing may be changed meanwhile."""
         try:
             yield from self._connection.execute(sql, parameters)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Execute a statement -> number of rows changed."""
         try:
             return self._connection.execute(sql, parameters).rowcount
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
 
     def run_many(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
         """Execute a statement once for each item of `parameters`."""
         try:
             self._connection.executemany(sql, parameters)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
 
     def run_script(self, sql: str) -> None:
         """Execute several statements."""
         try:
             self._connection.executescript(sql)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._failed(error)
 
     def disconnect(self) -> None:
         """Close the connection as it is."""
         self._connection.close()
 
-    def _failed(self, error: sqlite3.Error) -> NoReturn:
+    def _failed(self, error: Exception) -> NoReturn:
         raise domain_error(error, self.path) from error
 
 
@@ -104,14 +115,16 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-    except sqlite3.Error as error:
+    except _ERRORS as error:
         raise domain_error(error, path) from error
     return connection
 
 
-def domain_error(error: sqlite3.Error, path: Path) -> KvfsError:
+def domain_error(error: Exception, path: Path) -> KvfsError:
     """What an error of SQLite means here."""
     text = f"catalog {path}: {error}"
+    if isinstance(error, OverflowError):  # a number of 64 bits or more was asked for: nothing has it
+        return InvalidArgumentError(text)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return PoolBusyError(text)
