@@ -158,8 +158,9 @@ def link(session: Session, command: Link) -> Found:
 
 def commit(session: Session, command: Commit) -> Found:
     """Commit: what an attachment staged of one object becomes the object, and its reservation becomes use."""
+    publication = _publication(session, command)
     reservation = session.reservations.for_commit(command.ino, new=command.entry is not None)
-    published = session.catalog.publisher.publish(_publication(session, command))
+    published = session.catalog.publisher.publish(publication)
     session.after_commit(lambda: session.reservations.committed(command.ino, reservation))
     session.accesses.forget(command.ino)
     if command.entry is not None:
