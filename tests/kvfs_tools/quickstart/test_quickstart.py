@@ -57,6 +57,7 @@ def test_filesystem_that_forgets_fails_the_run(tmp_path: Path, monkeypatch: pyte
     finally:
         for mountpoint in (sandbox.mountpoint, sandbox.null):
             detach(mountpoint)
+        sandbox.remove()
     assert "absent after kill -9" in failures
     assert "48" in failures
 
@@ -67,6 +68,7 @@ def test_pool_that_cannot_be_made_is_a_clear_failure(tmp_path: Path, monkeypatch
     sandbox.pool.write_bytes(b"in the way")
     with pytest.raises(StepFailedError, match="kvfsctl pool create"):
         Quickstart(SMALL, sandbox, lambda text: None).run()
+    sandbox.remove()
 
 
 def test_too_little_room_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

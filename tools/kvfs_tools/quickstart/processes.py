@@ -127,10 +127,14 @@ class MountProcess:
         """CPU time used so far."""
         return process_cpu_seconds(self.pid)
 
-    def kill(self) -> None:
-        """SIGKILL, wait, and free the mountpoint."""
+    def crash(self) -> None:
+        """SIGKILL and wait; the dead mount stays, so that whoever still uses it cannot write beneath it."""
         self._process.kill()
         self._process.wait(STOP_DEADLINE_S)
+
+    def kill(self) -> None:
+        """SIGKILL, wait, and free the mountpoint."""
+        self.crash()
         detach(self._mountpoint)
 
     def stop(self) -> None:

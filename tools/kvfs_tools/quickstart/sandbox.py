@@ -15,9 +15,11 @@ DIRECTORY_MARGIN = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """Paths of one run. Everything a kvfs process can write to lies below `sealed`."""
+    """Paths of one run. Everything a kvfs process can write to lies below `searched`."""
 
     root: Path
+    runtime: Path
+    """XDG_RUNTIME_DIR of the kvfs processes; apart, because paths of sockets are at most 107 bytes (unix(7))."""
 
     @classmethod
     def create(cls, needed_bytes: int) -> Sandbox:
@@ -32,7 +34,8 @@ class Sandbox:
                 f"{parent} has {free >> 20} MiB free, the quickstart needs {(needed_bytes + DIRECTORY_MARGIN) >> 20}: "
                 "set TMPDIR to a directory with more room, or give a smaller --blocks"
             )
-        sandbox = cls(Path(tempfile.mkdtemp(prefix="kvfs-quickstart-", dir=parent)).resolve())
+        root = Path(tempfile.mkdtemp(prefix="kvfs-quickstart-", dir=parent)).resolve()
+        sandbox = cls(root, Path(tempfile.mkdtemp(prefix="kvfs-run-", dir="/tmp")))
         for path in (sandbox.sealed, sandbox.keys, sandbox.logs, sandbox.home, sandbox.temporary):
             path.mkdir()
         for path in (sandbox.mountpoint, sandbox.raw, sandbox.null):
@@ -41,8 +44,13 @@ class Sandbox:
 
     @property
     def sealed(self) -> Path:
-        """All that is searched: pool, state, keys, logs, home and temporary directory of the kvfs processes."""
+        """Pool, state, keys, logs, home and temporary directory of the kvfs processes."""
         return self.root / "sealed"
+
+    @property
+    def searched(self) -> list[Path]:
+        """All that is searched for plaintext."""
+        return [self.sealed, self.runtime]
 
     @property
     def pool(self) -> Path:
@@ -87,11 +95,10 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Environment of kvfs processes: nothing they leave behind can escape the search."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
-        runtime = self.home / "run"
-        runtime.mkdir(mode=0o700, exist_ok=True)
-        places = {"HOME": str(self.home), "TMPDIR": str(self.temporary), "XDG_RUNTIME_DIR": str(runtime)}
+        places = {"HOME": str(self.home), "TMPDIR": str(self.temporary), "XDG_RUNTIME_DIR": str(self.runtime)}
         return kept | places
 
     def remove(self) -> None:
         """Delete everything; the caller has unmounted."""
         shutil.rmtree(self.root)
+        shutil.rmtree(self.runtime)

@@ -143,7 +143,7 @@ class Quickstart:
             if len(kvfs.acknowledged) * 2 < self._expected.distinct:
                 return False
             kvfs.cpu_seconds += mount.cpu_seconds()
-            mount.kill()
+            mount.crash()
             return True
 
         try:
@@ -225,7 +225,7 @@ class Quickstart:
             index.add_name(digest)
             index.add_name(f"{digest.hex()}.bin".encode())
         control = controls.plant(self._sandbox.temporary, self._source.content(blocks[0]), names[0].hex().encode())
-        report = search(index, [self._sandbox.sealed])
+        report = search(index, self._sandbox.searched)
         return controls.remove_from(report, control), controls.all_found(report, control)
 
 

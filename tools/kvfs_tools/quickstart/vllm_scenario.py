@@ -178,7 +178,7 @@ class VllmQuickstart:
         control = controls.plant(
             self._sandbox.temporary, max(pieces, key=lambda piece: len(set(piece))), MODEL.encode()
         )
-        report = search(index, [self._sandbox.sealed])
+        report = search(index, self._sandbox.searched)
         return controls.remove_from(report, control), controls.all_found(report, control)
 
 
