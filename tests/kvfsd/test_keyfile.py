@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import uuid
 from pathlib import Path
 
@@ -374,6 +375,25 @@ def test_the_replacement_has_fewer_calls_than_the_crash_test_tries(tmp_path, raw
     file.propose(b"n" * 32)
     file.settle(b"n" * 32)
     assert 20 < len(calls) < 39
+
+
+def test_a_copy_is_on_stable_storage_before_the_next_one_is_touched(tmp_path, raw, monkeypatch):
+    """Content before name, name before the next step: per copy one fsync, one rename, one fsync of the directory."""
+    file = slot_file(tmp_path)
+    file.create(raw)
+    calls = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        what = "directory" if stat.S_ISDIR(status.st_mode) else "erased" if status.st_nlink == 0 else "content"
+        calls.append(what)
+        fsync(descriptor)
+
+    monkeypatch.setattr(keyfile.os, "fsync", noted_fsync)
+    monkeypatch.setattr(keyfile.os, "rename", lambda old, new: calls.append("rename") or rename(old, new))
+    file.propose(b"n" * 32)
+    assert calls == ["content", "rename", "directory", "erased"] * 2
 
 
 def test_an_error_while_replacing_is_told_and_the_old_key_stays(tmp_path, raw, monkeypatch):
