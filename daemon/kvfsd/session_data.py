@@ -102,9 +102,10 @@ async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome
         session.quarantine.note_fault(session.tenant, ino)
         raise
     except BadRecordError as error:
-        session.quarantine.note_fault(session.tenant, ino)
-        if session.quarantine.hide(session.tenant, ino, str(error)):
-            session.announce_to_all(ObjectChanged(ino))
+        if _is_committed(session, request):
+            session.quarantine.note_fault(session.tenant, ino)
+            if session.quarantine.hide(session.tenant, ino, str(error)):
+                session.announce_to_all(ObjectChanged(ino))
         raise
     if verified is None:
         return Outcome(Block(0))
@@ -112,6 +113,15 @@ async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome
     return Outcome(
         Block(len(verified.plaintext)), verified.plaintext, lambda: pipeline.release_plaintext(path, verified)
     )
+
+
+def _is_committed(session: Session, request: ReadRequest) -> bool:
+    """Whether the block that was read is the published one: a bad uncommitted block is its writer's trouble alone."""
+    target, blocks = request.target, session.catalog.blocks
+    committed = blocks.locate(target.tenant, target.ino, target.block)
+    if not request.staged or committed is None:
+        return committed is not None
+    return committed == blocks.locate_staged(target.attachment, target.tenant, target.ino, target.block)
 
 
 async def sync(session: Session, _: Sync, __: Buffer) -> Outcome:

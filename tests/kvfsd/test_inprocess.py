@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from serving import FILE_MODE, OTHER, TENANT, TRANSPORTS, Host, make_pool, serving
 
 from kvfs import limits
 from kvfs.commands import (
@@ -66,6 +65,7 @@ from kvfs.errors import (
 from kvfs.queuepair import QueuePair
 from kvfsd.inprocess import InProcessQueuePair
 from kvfsd.service import Service
+from tests.kvfsd.serving import FILE_MODE, OTHER, TENANT, TRANSPORTS, Host, make_pool, serving
 
 DIRECTORY = stat.S_IFDIR | 0o755
 LINK = stat.S_IFLNK | 0o777

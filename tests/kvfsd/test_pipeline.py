@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 import xxhash
-from serving import TENANT, Host, Layout, make_pool, serving
 
 from kvfs import limits
 from kvfs.commands import Done, ReadBlock, WriteBlock
@@ -38,6 +37,7 @@ from kvfsd.scheduler import Scheduler
 from kvfsd.service import Service
 from kvfsd.session import Session
 from kvfsd.stages import ReadRequest, Target, WriteRequest
+from tests.kvfsd.serving import TENANT, Host, Layout, make_pool, serving
 
 MIB = limits.MIB
 
