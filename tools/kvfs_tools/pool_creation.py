@@ -14,6 +14,7 @@ from kvfsd.kek import KekSource, RawKeyFile
 from kvfsd.poolmaking import PoolPlan, create_pool, default_medium
 from kvfsd.poolmedia import MediumSpec
 from kvfsd.ports import SystemRandomness
+from kvfsd.tenants import NAME as TENANT_NAME
 from kvfsd.units import parse_size_bytes
 
 
@@ -68,6 +69,7 @@ async def create(wanted: NewPool) -> dict[str, Any]:
         ConfigError: no key is named, or a key file cannot be made.
         KvfsError: what `create_pool` and `TenantRegistry.create` raise.
     """
+    _check_tenant_names(wanted.tenants)
     source, made_key = _source(wanted.kek)
     plan = PoolPlan(
         media=wanted.media,
@@ -88,6 +90,13 @@ async def create(wanted: NewPool) -> dict[str, Any]:
         return made | {"warnings": list(pool.warnings)}
     finally:
         await pool.aclose()
+
+
+def _check_tenant_names(names: tuple[str, ...]) -> None:
+    """Before anything is made, because a pool whose second tenant was refused would have to be taken back."""
+    for name in names:
+        if not TENANT_NAME.fullmatch(os.fsencode(name)) or names.count(name) > 1:
+            raise ConfigError(f"--tenant {name!r}: want 1 to 64 of A-Z a-z 0-9 . _ -, each once")
 
 
 def _source(options: KekOptions) -> tuple[KekSource, Path | None]:
