@@ -6,6 +6,9 @@ import dataclasses
 import random
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,6 +106,25 @@ def test_a_flipped_bit_in_a_slot_is_refused(bit):
 def test_any_bytes_as_a_slot_are_refused(wrapped):
     with pytest.raises(WrongKeyError):
         reopened([KeySlot(5, 1, wrapped)])
+
+
+def test_a_slot_is_laid_out_as_documented():
+    """docs/FORMAT.md, 5.1 and 5.3, with no code of ours but HKDF."""
+    key = bytes(range(32, 64))
+    slot = keys.wrap(SLOT_KEY, POOL, (7, 3), key, SALT)
+    numbers = (7).to_bytes(4, "little") + (3).to_bytes(4, "little")
+    wrapping = HKDFExpand(hashes.SHA256(), 32, b"kvfs/v1/slot-wrap" + POOL + numbers + SALT).derive(SLOT_KEY)
+    sealed = AESGCM(wrapping).encrypt(bytes(12), key, b"kvfs/v1/slot" + POOL + numbers)
+    assert slot == KeySlot(7, 3, b"\x01" + SALT + sealed)
+
+
+def test_names_are_sealed_as_documented():
+    """docs/FORMAT.md, 5.1 and 5.4."""
+    root = keys.unwrap(SLOT_KEY, POOL, ring().create_tenant(5)[0])
+    pair = HKDFExpand(hashes.SHA256(), 64, b"kvfs/v1/names-siv" + POOL + (5).to_bytes(4, "little")).derive(root)
+    number = (9).to_bytes(8, "little")
+    assert sealer().seal_name(9, b"abc") == AESSIV(pair).encrypt(b"abc", [b"name", number])
+    assert sealer().seal_value(9, b"target", b"abc") == AESSIV(pair).encrypt(b"abc\0", [b"value:target", number])
 
 
 def test_missing_keys_are_named():
