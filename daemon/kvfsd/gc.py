@@ -6,8 +6,9 @@ it still points to the original; a record whose stored checksum does not fit is 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -199,7 +200,8 @@ class SegmentCollector:
         """Copy one record and point the catalog to the copy, if the record is sound and still wanted."""
         record = self._buffer[: record_bytes(placed.row.length)]
         try:
-            await self._store.read_into(old, record)
+            with _answered_in_time(old):
+                await self._store.read_into(old, record)
         except MediumUnavailableError:
             self.stats.records_unreadable += 1
             return
@@ -209,7 +211,8 @@ class SegmentCollector:
             self.stats.records_bad += 1
             self._on_bad_record(placed, old, error)
             return
-        new = await self._store.append_copy(old, record)
+        with _answered_in_time(old):
+            new = await self._store.append_copy(old, record)
         try:
             with self._transaction():
                 moved = self._live.relocate(placed, old, new)
@@ -249,6 +252,17 @@ class SegmentCollector:
             await trio.lowlevel.checkpoint()
         else:
             await trio.sleep(STEP_PAUSE_MS / 1000)
+
+
+@contextlib.contextmanager
+def _answered_in_time(location: Location) -> Iterator[None]:
+    """MediumUnavailableError if the medium takes longer than its deadline."""
+    try:
+        with trio.fail_after(limits.MEDIUM_DEADLINE_MS / 1000):
+            yield
+    except trio.TooSlowError:
+        text = f"medium {location.medium} did not answer in {limits.MEDIUM_DEADLINE_MS} ms"
+        raise MediumUnavailableError(text) from None
 
 
 def _gain(space: MediumSpace, segment: SegmentUse, live_bytes: int) -> int:

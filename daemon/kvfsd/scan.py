@@ -15,8 +15,9 @@ from kvfs import limits
 from kvfs.errors import FormatError, MediumUnavailableError
 from kvfsd.media.base import Medium
 from kvfsd.ondisk import record as record_format
-from kvfsd.ondisk.record import RecordHeader
-from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader
+from kvfsd.ondisk.layout import check
+from kvfsd.ondisk.record import RecordHeader, RecordIdentity
+from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader, SegmentKind
 from kvfsd.ondisk.superblock import Superblock
 
 _UNIT: Final = limits.RECORD_ALIGN_BYTES
@@ -48,25 +49,52 @@ class ScannedDamage:
     reason: str
 
 
-async def read_segment_header(medium: Medium, superblock: Superblock, segment: int) -> SegmentHeader | None:
-    """The header of a segment; None if it was never used or was trimmed.
+async def read_segment_header(
+    medium: Medium, superblock: Superblock, segment: int, damages: list[str] | None = None
+) -> SegmentHeader | None:
+    """What the segment holds; None if it is free, or has been another pool's and was never used by this one.
 
-    FormatError if it is damaged, or says that it belongs elsewhere.
+    A header that is damaged or lost is made again from the segment's first sound record, which says the same; what was
+    wrong is added to `damages`. Raises FormatError if there is neither.
     """
     where = f"medium {medium.name}: segment {segment}"
-    buffer = bytearray(HEADER_BYTES)
+    try:
+        return await _stored_header(medium, superblock, segment, where)
+    except (FormatError, MediumUnavailableError) as error:
+        if damages is not None:
+            damages.append(str(error))
+        async for found in SegmentScan(medium, superblock, segment):
+            if isinstance(found, ScannedRecord) and not found.damage and found.header.identity.pool == superblock.pool:
+                return _header_like(found.header.identity, superblock, segment)
+        raise FormatError(f"{error}; no sound record in the segment either") from error
+
+
+async def _stored_header(medium: Medium, superblock: Superblock, segment: int, where: str) -> SegmentHeader | None:
+    """The header that is stored. FormatError if it is damaged, belongs elsewhere, or is absent before a record."""
+    buffer = bytearray(HEADER_BYTES + _UNIT)
     await medium.read_into(superblock.segment_offset(segment), memoryview(buffer))
-    if buffer == bytes(HEADER_BYTES):
+    if not any(buffer):
         return None
+    check(where, "segment header is there", True, any(buffer[:HEADER_BYTES]))
     header = SegmentHeader.parse(buffer, where)
-    for field, want, have in (
-        ("pool", superblock.pool, header.pool),
-        ("medium", superblock.medium, header.medium),
-        ("segment number", segment, header.segment),
-    ):
-        if want != have:
-            raise FormatError(f"{where}: {field}: want {want!r}, have {have!r}")
+    if header.pool != superblock.pool:
+        return None
+    check(where, "medium", superblock.medium, header.medium)
+    check(where, "segment number", segment, header.segment)
     return header
+
+
+def _header_like(identity: RecordIdentity, superblock: Superblock, segment: int) -> SegmentHeader:
+    """The header of a segment that holds a record of this identity."""
+    return SegmentHeader(
+        kind=SegmentKind(identity.record_type),
+        pool=superblock.pool,
+        medium=superblock.medium,
+        medium_index=superblock.medium_index,
+        segment=segment,
+        tenant=identity.tenant,
+        epoch=identity.epoch,
+    )
 
 
 class SegmentScan:

@@ -306,6 +306,24 @@ async def test_failing_medium_ends_the_pass_and_not_the_task(autojump_clock):
     await pool.check()
 
 
+async def test_medium_that_does_not_answer_costs_the_deadline(autojump_clock):
+    faulty = FaultyMedium(MemoryMedium("m0", limits.MEDIUM_MIN_BYTES), 1)
+    pool = Pool(opened(0, faulty))
+    await pool.fill(range(15))
+    pool.drop(0)
+    faulty.set_faults([Fault(FaultKind.DELAY, Operation.READ, at=frozenset({1}), delay_ms=60_000)])
+    start = trio.current_time()
+    await pool.collector.collect()
+    assert trio.current_time() - start == pytest.approx(limits.MEDIUM_DEADLINE_MS / 1000)
+    assert pool.collector.stats.records_unreadable == 1
+    faulty.set_faults([Fault(FaultKind.DELAY, Operation.WRITE, probability=1, delay_ms=60_000)])
+    pool.drop(1)
+    pool.drop(3)
+    with pytest.raises(MediumUnavailableError, match="did not answer in 2000 ms"):
+        await pool.collector.collect()
+    await pool.check()
+
+
 async def test_background_collection_is_paced(autojump_clock):
     """More than one step of live bytes takes at least the pauses in between."""
     pool = Pool()

@@ -168,7 +168,33 @@ async def test_header_of_a_segment_is_checked_against_where_it_is():
     await medium.write(BASE, header())
     found = await read_segment_header(medium, SUPERBLOCK, 2)
     assert (found.tenant, found.epoch) == (7, 3)
-    for change, text in (({"pool": bytes(16)}, "pool"), ({"medium": bytes(16)}, "medium"), ({"segment": 3}, "number")):
+    for change, text in (({"medium": bytes(16)}, "medium"), ({"segment": 3}, "number")):
         await medium.write(BASE, header(**change))
-        with pytest.raises(FormatError, match=rf"medium m0: segment 2: .*{text}"):
+        with pytest.raises(FormatError, match=rf"medium m0: segment 2: .*{text}.*no sound record"):
             await read_segment_header(medium, SUPERBLOCK, 2)
+
+
+async def test_segment_of_another_pool_is_free():
+    """A device that was used before is not wiped: its old segments are nobody's."""
+    medium = await medium_with((0, SegmentHeader(SegmentKind.DATA, bytes(16), b"\1" * 16, 0, 2, 7, 3).pack()))
+    assert await read_segment_header(medium, SUPERBLOCK, 2) is None
+
+
+@pytest.mark.parametrize("damage", ["bit", "zeros", "unreadable", "foreign"])
+async def test_damaged_header_is_made_again_from_a_record(damage):
+    stored = SegmentHeader(SegmentKind.DATA, POOL, b"\1" * 16, 0, 2, 1, 1)
+    header = bytearray(stored.pack())
+    if damage == "bit":
+        header[50] ^= 1
+    elif damage == "zeros":
+        header = bytearray(4096)
+    elif damage == "foreign":
+        header = bytearray(SegmentHeader(SegmentKind.DATA, POOL, b"\1" * 16, 0, 3, 9, 9).pack())
+    inner = await medium_with((0, bytes(header)), (1, b"\x77" * UNIT), (2, sealed(1, 10)))
+    medium = FaultyMedium(inner, 1)
+    if damage == "unreadable":
+        medium.set_faults([Fault(FaultKind.ERROR, Operation.READ, at=frozenset({1}))])
+    damages: list[str] = []
+    assert await read_segment_header(medium, SUPERBLOCK, 2, damages) == stored
+    assert len(damages) == 1
+    assert "m0" in damages[0]
