@@ -28,7 +28,7 @@ TEXT_MAX: Final = 4096
 """Characters of one message; its JSON fits an empty pipe (64 KiB), so the child never waits for a parent."""
 RECEIVE_BYTES: Final = 64 * 1024
 LOG_KEEP_BYTES: Final = 8 << 20
-"""A log longer than this at a start becomes NAME.1, so a mount's logs stay under twice this and one run."""
+"""A log longer than this becomes NAME.1, at a start and while it is written: a mount's logs stay under twice this."""
 
 
 class Readiness(Protocol):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
+from logging.handlers import RotatingFileHandler
 from typing import Final
 
 from kvfsd import directories, mounts
@@ -29,7 +31,7 @@ class ForegroundReadiness:
 
 def in_foreground(asked: MountRequest) -> None:
     """Serve until unmounted or told to end; the log goes to stderr."""
-    _log_to_stderr()
+    _log_to(logging.StreamHandler(sys.stderr))
     _serve(asked, ForegroundReadiness(), "")
 
 
@@ -38,7 +40,8 @@ def in_background(asked: MountRequest) -> None:
     log = directories.ensure_private(directories.logs()) / f"{mounts.mount_id(asked.mountpoint)}.log"
 
     def serve(readiness: background.Readiness) -> None:
-        _log_to_stderr()  # which is the log file in the child
+        # stdout and stderr of the child go to the same file; only what is logged can grow without bound
+        _log_to(RotatingFileHandler(log, maxBytes=background.LOG_KEEP_BYTES, backupCount=1))
         _serve(asked, readiness, str(log))
 
     background.run_in_background(serve, log, lambda text: output.warn("kvfs", text))
@@ -47,6 +50,8 @@ def in_background(asked: MountRequest) -> None:
 def _serve(asked: MountRequest, readiness: background.Readiness, log: str) -> None:
     from kvfsd.cli import embedded
 
+    # a core file would hold keys and plaintext
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     embedded.serve(asked, readiness, log)
 
 
@@ -59,10 +64,15 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if os.environ.get("JOURNAL_STREAM"):
+def _log_to(handler: logging.Handler) -> None:
+    if not isinstance(handler, RotatingFileHandler) and _stderr_is_journal():
         handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _stderr_is_journal() -> bool:
+    """$JOURNAL_STREAM names this very stderr (systemd.exec(5)); the variable alone is inherited by terminals, too."""
+    status = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from kvfsd import admin_client
 from tests import mountlib
 from tests.kvfsd.cli.sandbox import Sandbox, alive, wait_until
 
@@ -54,6 +55,11 @@ def test_status_shows_use_hits_misses_and_stages(sandbox):
     )
     assert mount["metrics"]["commands"]["Lookup"]["NOT_FOUND"] >= 2
     assert mount["metrics"]["stages"]["write"]["commit"]["calls"] == 1
+    assert "status" in admin_client.call(mount["admin_socket"], "rpc_get_methods")
+    assert (
+        'kvfs_stage_seconds_count{path="write",stage="seal"} 1.0'
+        in (admin_client.call(mount["admin_socket"], "metrics")["text"])
+    )
     table = sandbox.ok("kvfs", "status", "mnt", "--stages")
     assert "64.0 MiB" in table
     assert "seal" in table
