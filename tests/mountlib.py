@@ -26,6 +26,8 @@ from pathlib import Path
 START_LIMIT_S = 30.0
 """How long a mount may take to appear, and to answer its first statvfs."""
 STOP_LIMIT_S = 30.0
+POOL_SIZE = "8G"
+"""Of a pool made without --size or --medium: a sparse file, larger than anything the tests store."""
 FUSECTL = Path("/sys/fs/fuse/connections")
 
 
@@ -43,10 +45,10 @@ def can_mount() -> str | None:
 
 
 def program(name: str) -> str:
-    """Path of the installed command `name`, beside the running interpreter first."""
-    beside = Path(sys.executable).parent / name
-    if beside.exists():
-        return str(beside)
+    """Path of the installed command `name`: in $KVFS_TEST_PROGRAMS, beside the running interpreter, on the PATH."""
+    for directory in (os.environ.get("KVFS_TEST_PROGRAMS", ""), str(Path(sys.executable).parent)):
+        if directory and (beside := Path(directory) / name).exists():
+            return str(beside)
     found = shutil.which(name)
     if found is None:
         raise MountError(f"{name} is not installed: pip install -e .")
@@ -240,7 +242,8 @@ class PoolFixture:
         fixture = cls(base, base / "pool", base / "kek")
         fixture.kek.write_bytes(os.urandom(32).hex().encode() + b"\n")
         fixture.kek.chmod(0o600)
-        fixture.kvfsctl("pool", "create", str(fixture.pool), *pool_options)
+        size = () if {"--size", "--medium"} & set(pool_options) else ("--size", POOL_SIZE)
+        fixture.kvfsctl("pool", "create", str(fixture.pool), *size, *pool_options)
         for name in tenants:
             fixture.kvfsctl("tenant", "create", str(fixture.pool), name)
         return fixture

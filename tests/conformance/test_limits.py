@@ -30,8 +30,11 @@ def test_truncate_to_huge_sizes_is_refused(target: Target, size: int) -> None:
 def test_write_at_huge_offsets_is_refused(target: Target, offset: int) -> None:
     path = target / "f"
     path.write_bytes(b"keep")
-    with open(path, "r+b", buffering=0) as stream:
-        expect_errno(TOO_BIG, os.pwrite, stream.fileno(), b"x", offset)
+    descriptor = os.open(path, os.O_RDWR)
+    expect_errno(TOO_BIG, os.pwrite, descriptor, b"x", offset)
+    # kvfs poisons the handle after any failed write, for clients that ignore its result: close may fail too
+    code, _ = outcome(os.close, descriptor)
+    assert code in ((0, *TOO_BIG) if target.kvfs else (0,))
     assert path.read_bytes() == b"keep"
 
 

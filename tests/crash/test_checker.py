@@ -168,6 +168,7 @@ def test_violation_that_the_worker_saw_is_reported(tmp_path: Path) -> None:
 def test_worker_reports_an_unexpected_error(tmp_path: Path) -> None:
     """Without its shared directories every store fails with ENOENT, which is not "the mount is gone"."""
     (tmp_path / "j").mkdir()
+    (tmp_path / "none").mkdir()
     command = [sys.executable, "-m", "tests.crash.workload", str(tmp_path / "none"), str(tmp_path / "j")]
     command += ["--seed", "x", "--workers", "1", "--operations", "50"]
     subprocess.run(command, check=True, timeout=60, capture_output=True, cwd=Path(__file__).parents[2])

@@ -283,7 +283,12 @@ class Worker(Actor):
 
 
 def run(root: Path, journals: Path, seed: str, workers: int, operations: int) -> None:
-    """Start every worker from its saved state (`JOURNALS/N.state`) and wait for all."""
+    """Start every worker from its saved state (`JOURNALS/N.state`) and wait for all.
+
+    They go through a handle of the root, so that a dead mount stays ENOTCONN to them when it is detached and the
+    directory below it appears.
+    """
+    root = Path(f"/proc/self/fd/{os.open(root, os.O_RDONLY | os.O_DIRECTORY)}")
     threads = []
     for number in range(workers):
         saved = journals / f"{number}.state"
