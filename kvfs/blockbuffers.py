@@ -93,18 +93,23 @@ class BlockBuffers:
         block.memory = _EMPTY
         if block.slot is not None:
             self.room.slots.give_back(block.slot)
-        self.room.forget(block)
+        self.room.withdraw(block)
         self.room.leave(departing=departing)
         block.end()
 
     async def load_base(self, block: BlockBuffer) -> None:
         """Fetch older content under an OPEN block."""
+        sendable = self.room.withdraw(block)
         block.begin(BlockState.LOADING)
-        self.room.forget(block)
         try:
             block.merge_base(await self._reads.fetch(block.file.ino, block.index, staged=True))
-        finally:
+        except BaseException:
             block.end()
+            self.room.touch(block)
+            raise
+        block.end()
+        # A writer's block becomes sendable when it has put its bytes; sooner, it would be sent under its hands.
+        if sendable:
             self.room.touch(block)
 
     async def send_all(self, file: OpenFile) -> None:

@@ -51,15 +51,16 @@ class Staging:
     # --- write -----------------------------------------------------------------------------------------
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
-        """Write all of `data` at `offset`. Any failure poisons the file: there are no short writes.
+        """Write all of `data` at `offset`. Any failure but FileTooLargeError poisons: there are no short writes.
 
-        Raises FileTooLargeError, the cause of an earlier failure, or what ReadBlock raises for older content.
+        Raises FileTooLargeError (an argument that no file can satisfy, the file stays as it is), the cause of an
+        earlier failure, or what ReadBlock raises for older content.
         """
         file.check_poison()
         position, stop, view = offset, offset + len(data), memoryview(data)
+        if stop > FILE_MAX_BYTES:
+            raise FileTooLargeError(f"a write up to byte {stop}, files end at {FILE_MAX_BYTES}")
         try:
-            if stop > FILE_MAX_BYTES:
-                raise FileTooLargeError(f"a write up to byte {stop}, files end at {FILE_MAX_BYTES}")
             while position < stop:
                 index, start = divmod(position, BLOCK_BYTES)
                 count = min(BLOCK_BYTES - start, stop - position)

@@ -96,9 +96,12 @@ class StagingRoom(Generic[Item]):
         self._departing += 1
         self._sendable.pop(item, None)
 
-    def forget(self, item: Item) -> None:
-        """`item` may not be sent (any more)."""
-        self._sendable.pop(item, None)
+    def withdraw(self, item: Item) -> bool:
+        """`item` may not be sent (any more) -> whether it could be."""
+        if item not in self._sendable:
+            return False
+        del self._sendable[item]
+        return True
 
     def _balance(self, arriving: int = 0) -> None:
         """As many departures as there are waiters, as far as there is something to send."""

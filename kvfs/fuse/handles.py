@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from kvfs.commands import Attributes, DirectoryEntry
@@ -203,6 +204,25 @@ class ChangeLog:
     def changed_since(self, ino: int, sequence: int) -> bool:
         """`ino` changed, or may have, after `sequence` changes."""
         return self._changed.get(ino, self._forgotten) > sequence
+
+
+class RemovedDirectories:
+    """Last attributes of directories that were removed here: somebody may still have one open, or be in it."""
+
+    MAX = 1024
+
+    def __init__(self) -> None:
+        self._attributes: OrderedDict[int, Attributes] = OrderedDict()
+
+    def add(self, attributes: Attributes) -> None:
+        """The directory lost its name."""
+        self._attributes[attributes.ino] = msgspec.structs.replace(attributes, nlink=0)
+        if len(self._attributes) > self.MAX:
+            self._attributes.popitem(last=False)
+
+    def get(self, ino: int) -> Attributes | None:
+        """What stat shows of it."""
+        return self._attributes.get(ino)
 
 
 @dataclass(slots=True)

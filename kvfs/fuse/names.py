@@ -141,13 +141,15 @@ class NameHandlers(FileHandlers):
         """Remove an empty directory; a file that is being created in it counts."""
         check_name(name)
         state = self.state
-        if len(state.pending):
-            directory = await state.lookup(parent_inode, name)
-            if directory is not None and state.pending.has_children(directory.ino):
-                raise NotEmptyError("a file is being created in the directory")
         if state.pending.get(parent_inode, name) is not None:
             raise NotDirectoryError("the name is a file")
+        directory = await state.lookup(parent_inode, name)
+        if directory is None:
+            raise NotFoundError("no such name")
+        if state.pending.has_children(directory.ino):
+            raise NotEmptyError("a file is being created in the directory")
         await self._remove(None, lambda keep_open: RemoveDirectory(parent=parent_inode, name=name), parent_inode)
+        state.removed_directories.add(directory)
 
 
 class RenameHandlers(NameHandlers):

@@ -22,7 +22,7 @@ from kvfs.commands import (
     Removed,
 )
 from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError
-from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable
+from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
 from kvfs.fuse.invalidation import Invalidations
 from kvfs.fuse.pending import PendingNames
 from kvfs.limits import BLOCK_BYTES, NAME_MAX_BYTES, VERIFY_AT_OPEN_MAX_BYTES
@@ -57,6 +57,7 @@ class MountState:
         self.pending = PendingNames()
         self.hints = CacheHints()
         self.changes = ChangeLog()
+        self.removed_directories = RemovedDirectories()
         self.invalidations = Invalidations()
 
     # --- attributes ------------------------------------------------------------------------------------
@@ -70,7 +71,15 @@ class MountState:
     async def entry_of(self, ino: int) -> EntryAttributes:
         """Attributes of `ino` as this mount sees them."""
         staged = self.table.staged(ino)
-        return entry_of_file(staged) if staged else entry_of(await self.found(GetAttributes(ino=ino)))
+        if staged is not None:
+            return entry_of_file(staged)
+        try:
+            return entry_of(await self.found(GetAttributes(ino=ino)))
+        except NotFoundError:
+            removed = self.removed_directories.get(ino)
+            if removed is None:
+                raise
+            return entry_of(removed)
 
     def overlaid(self, attributes: Attributes) -> EntryAttributes:
         """What the daemon reported, under what this mount has changed and not committed."""
