@@ -28,6 +28,8 @@ from kvfsd.session import Answer, Session
 
 _WAITING: Final = frozenset({ReadBlock, WriteBlock, Sync})
 """Commands that may wait for media; only these get a deadline, a scope costs more than a lookup."""
+_STATUSES: Final = tuple(Status)
+"""By number: they count from 0 without a gap. A tuple, because a miss is to cost as little as possible."""
 
 
 class InProcessQueuePair:
@@ -50,7 +52,7 @@ class InProcessQueuePair:
             request = Request(self._free_cids[-1], self._sequence, command)
             completion, plaintext, release = await self._exchange(request, payload)
         if completion.result is None:
-            raise error_for(Status(completion.status), completion.detail)
+            raise error_for(_STATUSES[completion.status], completion.detail)
         return Reply(completion.result, plaintext, release)
 
     async def _submit_waiting(self, command: Command, payload: Buffer) -> Answer:

@@ -184,3 +184,7 @@ async def test_a_detached_session_takes_no_commands_and_leaves_nothing(service: 
     with pytest.raises(NotFoundError):
         await other.read_block(attributes.ino)
     assert service.catalog.blocks.staged_bytes(1) == 0
+
+
+def test_statuses_count_from_zero_without_a_gap() -> None:
+    assert [int(status) for status in Status] == list(range(len(Status)))
