@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -128,9 +127,3 @@ def _null_mount(base: Path) -> mountlib.Mount:
 
 def _kvfs_mount(base: Path, pool_options: Sequence[str]) -> mountlib.Mount:
     return mountlib.PoolFixture.create(base, *pool_options).mount("engine")
-
-
-def empty(directory: Path) -> None:
-    """Remove everything below `directory`."""
-    for path in directory.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

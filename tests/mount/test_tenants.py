@@ -36,7 +36,7 @@ def test_tenants_see_nothing_of_each_other(make_pool: MakePool, mounted: Mounted
 def test_second_mount_of_an_embedded_pool_is_refused(make_pool: MakePool, mounted: Mounted) -> None:
     pool = make_pool(tenants=("alice", "bob"))
     mounted(pool.mount("alice", at="a"))
-    with pytest.raises(mountlib.MountError, match="is mounted at|in use"):
+    with pytest.raises(mountlib.MountError, match=r"is mounted at|in use"):
         pool.mount("bob", at="b").start()
 
 
