@@ -165,6 +165,8 @@ async def _converse(
                 await _answer_all(trio.SocketStream(connection), methods, idle_deadline_ms)
     except (trio.BrokenResourceError, trio.TooSlowError, OSError):
         log.debug("admin connection ended by its peer or its deadline")
+    except Exception:  # a bug here costs this connection, never the mount beside it
+        log.exception("admin connection failed")
     finally:
         slots.release()
 

@@ -122,6 +122,26 @@ async def test_garbage_is_answered_and_closes_only_its_connection(socket_at):
     assert await in_thread(socket_at, "echo", text="still here") == {"text": "still here"}
 
 
+async def test_a_bug_in_a_connection_costs_that_connection_only(tmp_path, nursery, monkeypatch, caplog):
+    methods = some_methods()
+    answer = methods.answer
+
+    async def broken(message: jsonrpc.Message) -> bytes:
+        if message.batch:
+            raise AttributeError("planted")
+        return await answer(message)
+
+    monkeypatch.setattr(methods, "answer", broken)
+    path = tmp_path / "admin.sock"
+    nursery.start_soon(admin.serve, admin.listen(path), methods)
+    async with await trio.open_unix_socket(str(path)) as stream:
+        await stream.send_all(b"[{}]")
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b""
+    assert await in_thread(path, "echo", text="a") == {"text": "a"}
+    assert "planted" in caplog.text
+
+
 async def test_more_connections_than_slots_wait_and_a_silent_one_is_closed(tmp_path, nursery):
     path = tmp_path / "admin.sock"
     nursery.start_soon(admin.serve, admin.listen(path), some_methods(), 50)

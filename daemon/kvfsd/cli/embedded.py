@@ -6,8 +6,10 @@ pool -> service -> session of the tenant -> queue pair -> FUSE        and beside
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ from kvfsd.metrics import prometheus_text
 from kvfsd.mounts import MountRecord
 from kvfsd.pool import Pool
 from kvfsd.service import Service
+
+log = logging.getLogger(__name__)
 
 FSNAME_MAX: Final = 255
 
@@ -186,13 +190,20 @@ def _record(asked: MountRequest, pool: Pool, runtime: Path, log_file: str) -> Mo
     )
 
 
+async def _serve_admin(listener: socket.socket, methods: Methods) -> None:
+    try:
+        await admin.serve(listener, methods)
+    except Exception:
+        log.exception("the admin socket failed; the mount goes on without it")
+
+
 @contextlib.asynccontextmanager
 async def _admin(mount: _Mount, runtime: Path) -> AsyncIterator[None]:
     """Serve the admin socket while the block runs; record and socket are gone afterwards."""
     listener = admin.listen(Path(mount.record.admin_socket))
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(admin.serve, listener, mount.methods())
+            nursery.start_soon(_serve_admin, listener, mount.methods())
             yield
             nursery.cancel_scope.cancel()
     finally:
