@@ -60,8 +60,8 @@ _RULES: Final[dict[str, str]] = {
         LEFT JOIN (SELECT parent, count(*) AS children FROM inode WHERE {_DIRECTORY} AND parent<>ino GROUP BY parent) c
         ON c.parent=i.ino WHERE {_DIRECTORY} AND i.nlink <> 2 + coalesce(c.children, 0)""",
     "directory_parent": f"""
-        SELECT i.tenant, i.ino, i.parent FROM inode i LEFT JOIN dirent d ON d.ino=i.ino AND d.parent=i.parent
-        WHERE {_DIRECTORY} AND i.ino NOT IN (SELECT root_ino FROM tenant) AND d.ino IS NULL""",
+        SELECT tenant, ino, parent FROM inode WHERE {_DIRECTORY} AND ino NOT IN (SELECT root_ino FROM tenant)
+        AND (ino, parent) NOT IN (SELECT ino, parent FROM dirent)""",
     "directory_names": f"""
         SELECT d.tenant, d.ino, count(*) FROM dirent d JOIN inode i ON i.ino=d.ino WHERE {_DIRECTORY}
         GROUP BY d.ino HAVING count(*) > 1""",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -158,11 +160,19 @@ def test_no_tenants_are_a_system_snapshot_too_and_part_numbers_are_checked() -> 
         decode_system(bytes(bad), "test")
 
 
-def test_tags_and_field_order_are_part_of_the_format() -> None:
+def test_the_document_lists_every_change_as_the_code_has_it() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "FORMAT.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| ([a-z_, ]+) \|$", text.split("### 6.2 Batch")[1], re.MULTILINE)
     kinds = [PutInode, TouchInode, DropInode, PutEntry, DropEntry, PutXattr, DropXattr, PutBlock, DropBlocks]
     kinds += [SnapshotBegin, SnapshotEnd]
+    have = [(str(kind.__struct_config__.tag), kind.__name__, ", ".join(kind.__struct_fields__)) for kind in kinds]
+    assert rows == have
     assert [kind.__struct_config__.tag for kind in kinds] == list(range(1, 12))
-    assert PutBlock.__struct_fields__ == ("ino", "block", "generation", "length", "epoch", "tag")
+
+
+def test_the_document_lists_the_fields_of_a_tenant() -> None:
+    text = " ".join((Path(__file__).parents[3] / "docs" / "FORMAT.md").read_text().split())
+    assert f"({', '.join(SystemTenant.__struct_fields__)})" in text
 
 
 def test_the_change_of_an_inode_has_the_fields_of_its_row() -> None:
