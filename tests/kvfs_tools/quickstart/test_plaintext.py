@@ -42,10 +42,7 @@ def test_noise_is_not_plaintext(index: PlaintextIndex, tmp_path: Path) -> None:
 
 
 @given(start=st.integers(0, (16 << 10) - 32), offset=st.integers(0, 4000), block=st.integers(0, 9))
-def test_any_32_bytes_of_any_block_at_any_offset(start: int, offset: int, block: int) -> None:
-    index = PlaintextIndex()
-    for unit in SOURCE.units[:]:
-        index.add("unit", unit)
+def test_any_32_bytes_of_any_block_at_any_offset(index: PlaintextIndex, start: int, offset: int, block: int) -> None:
     data = noise(4096)
     data[offset : offset + 32] = SOURCE.content(block)[start : start + 32]
     matches = list(index.matches(data))
