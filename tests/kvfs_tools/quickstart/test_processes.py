@@ -16,9 +16,9 @@ needs_mount = pytest.mark.skipif(can_mount() is not None, reason=str(can_mount()
 pytestmark = pytest.mark.mount
 
 
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "mnt"
+@pytest.fixture(params=["mnt", "a b\\c"])
+def mountpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    path = tmp_path / request.param
     path.mkdir()
     yield path
     detach(path)
@@ -48,6 +48,7 @@ def test_replay_on_the_null_filesystem(mountpoint: Path) -> None:
         assert found.wrong == []
         assert (found.lookups, found.hits, len(found.store.each_ms)) == (6, 2, 4)
         assert mount.cpu_seconds() > 0
+        assert is_mounted(mountpoint)
     finally:
         mount.kill()
     assert not is_mounted(mountpoint)

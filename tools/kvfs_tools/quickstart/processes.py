@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -69,7 +70,8 @@ def run_tool(words: Sequence[str], environment: Mapping[str, str]) -> str:
 
 def is_mounted(mountpoint: Path) -> bool:
     """Whether a filesystem is mounted at `mountpoint`, without touching it."""
-    wanted = os.fsencode(mountpoint)
+    # proc(5): blank, tab, newline and backslash are escaped in octal
+    wanted = re.sub(rb"[\\ \t\n]", lambda found: b"\\%03o" % ord(found.group()), os.fsencode(mountpoint))
     return any(line.split()[4] == wanted for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
 
 
