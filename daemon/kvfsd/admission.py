@@ -51,6 +51,10 @@ class Admission:
         """Objects reserved by all attachments of the tenant."""
         return self._objects.get(tenant, 0)
 
+    def total_reserved(self) -> tuple[int, int]:
+        """Bytes and objects reserved by all tenants together."""
+        return sum(self._bytes.values()), sum(self._objects.values())
+
     def check(self, tenant: int, more_bytes: int, more_objects: int) -> None:
         """QuotaExceededError unless so many bytes and objects more fit into the tenant's quota."""
         row = self._tenants.get(tenant)

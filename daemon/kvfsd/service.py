@@ -21,7 +21,7 @@ from kvfs import limits
 from kvfs.buffers import BufferPool
 from kvfs.commands import Event, ObjectChanged
 from kvfs.errors import FailsafeError, FormatError, KvfsError, PoolFullError
-from kvfsd import background
+from kvfsd import background, capacity
 from kvfsd.accesses import AccessTimes
 from kvfsd.admission import Admission
 from kvfsd.catalog.rows import Location, PlacedBlock
@@ -81,6 +81,7 @@ class Service:
         )
         self.path = self._data_path()
         self.metadata_log = MetadataLog(pool.catalog, log_ports(self.path, pool.sync))
+        self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}
         self._gauges()
@@ -110,8 +111,9 @@ class Service:
 
     def _gauges(self) -> None:
         self.metrics.gauges.update(
-            pool_free_bytes=self.store.free_bytes,
-            pool_bytes=self.store.total_bytes,
+            pool_free_bytes=lambda: self.pool_space()[0],
+            pool_bytes=lambda: self._pool_bytes,
+            free_segment_bytes=self.store.free_bytes,
             data_commands_running=lambda: self.path.scheduler.running,
             data_commands_waiting=lambda: self.path.scheduler.waiting,
             sessions=lambda: sum(len(sessions) for sessions in self._sessions.values()),
@@ -176,6 +178,13 @@ class Service:
         sessions = self._sessions.get(session.tenant, [])
         if session in sessions:
             sessions.remove(session)
+
+    def pool_space(self) -> tuple[int, int]:
+        """Free bytes and all bytes of the pool, see `kvfsd.capacity`."""
+        used_bytes, used_objects = self.catalog.tenants.total_use()
+        reserved_bytes, reserved_objects = self.admission.total_reserved()
+        used_bytes, used_objects = used_bytes + reserved_bytes, used_objects + reserved_objects
+        return capacity.free_bytes(self._pool_bytes, used_bytes, used_objects), self._pool_bytes
 
     # --- events ----------------------------------------------------------------------------------------
 

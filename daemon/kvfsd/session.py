@@ -231,8 +231,8 @@ class Session:
         self.service.tell(self.tenant, event)
 
     def pool_space(self) -> tuple[int, int]:
-        """Free bytes and all bytes of the pool."""
-        return self.service.store.free_bytes(), self.service.store.total_bytes()
+        """Free bytes and all bytes of the pool, see `kvfsd.capacity`."""
+        return self.service.pool_space()
 
     def make_room(self, error: KvfsError) -> bool:
         """Something is full: free what may be freed -> whether it is worth trying again."""

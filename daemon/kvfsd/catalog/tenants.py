@@ -50,6 +50,11 @@ class Tenants:
         """Every tenant, by number (at most `limits.TENANTS_MAX`)."""
         return [TenantRow._make(row) for row in self._database.all(f"SELECT {_COLUMNS} FROM tenant ORDER BY tenant")]
 
+    def total_use(self) -> tuple[int, int]:
+        """Bytes and objects charged to all tenants together."""
+        row = self._database.one("SELECT coalesce(sum(used_bytes), 0), coalesce(sum(used_objects), 0) FROM tenant")
+        return (row[0], row[1]) if row else (0, 0)
+
     def next_number(self) -> int:
         """A tenant number never used before in this catalog."""
         self._database.require_transaction()
