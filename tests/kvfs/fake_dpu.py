@@ -1,5 +1,7 @@
 """A DPU half in memory for tests of the host half: the QueuePair contract over dicts, with failures on demand."""
 
+# ruff: noqa: N802  handlers are called as their commands
+
 from __future__ import annotations
 
 import itertools
@@ -84,6 +86,7 @@ class FakeDpu(QueuePair):
         self.data_delay_s = data_delay_s
         self.released = 0
         self.busy: Counter[int] = Counter()
+        self.exclusive: set[int] = set()
         self._inos = itertools.count(2)
         self._generations = itertools.count(1)
         self._cookies = itertools.count(1)
@@ -135,12 +138,12 @@ class FakeDpu(QueuePair):
         handler: Callable[[c.Command], Reply | c.Result] = getattr(self, f"_{name}")
         if isinstance(command, c.Commit | c.Discard):
             assert not self.busy[command.ino], f"{name} overlaps a WriteBlock"
-            self.busy[command.ino] += 1
+            self.exclusive.add(command.ino)
             try:
                 await trio.lowlevel.checkpoint()
                 return Reply(handler(command))
             finally:
-                self.busy[command.ino] -= 1
+                self.exclusive.discard(command.ino)
         return Reply(handler(command))
 
     def take_events(self) -> list[c.Event]:
@@ -160,7 +163,7 @@ class FakeDpu(QueuePair):
     async def _write_block(self, command: c.WriteBlock, payload: Buffer) -> Reply:
         assert 1 <= len(payload) <= BLOCK_BYTES
         assert command.ino in self.nodes or command.ino in self.allocated
-        assert not self.busy[command.ino] < 0
+        assert command.ino not in self.exclusive, "a WriteBlock overlaps a Commit or Discard"
         self.busy[command.ino] += 1
         before = bytes(payload)
         try:
@@ -320,7 +323,7 @@ class FakeDpu(QueuePair):
 
     def _MakeNode(self, command: c.MakeNode) -> c.Result:
         directory = self._directory(command.parent)
-        assert not stat.S_ISREG(command.mode) and stat.S_IFMT(command.mode)
+        assert stat.S_IFMT(command.mode) not in (0, stat.S_IFREG)
         if command.name in directory.entries:
             raise e.ExistsError("name")
         node = Node(next(self._inos), command.mode, command.uid, command.gid, target=command.target)

@@ -170,6 +170,35 @@ async def test_what_is_cut_off_never_comes_back(bench: Bench) -> None:
     assert bench.dpu.content("f") == b"xxxxx" + bytes(MIB - 5)
 
 
+async def test_what_was_cached_of_cut_off_blocks_is_not_served_again(bench: Bench) -> None:
+    file = await bench.published("f", b"x" * (2 * MIB))
+    await bench.reads.verify(file.ino, file.size)
+    await bench.staging.truncate(file, 0)
+    await bench.staging.truncate(file, 2 * MIB)
+    await bench.staging.commit(file)
+    assert bytes(await bench.reads.read(file.ino, file.size, MIB, MIB)) == bytes(MIB)
+
+
+async def test_no_block_is_sent_while_a_commit_is_under_way(bench: Bench) -> None:
+    """The fake asserts it; here a full block arrives in the middle of a commit."""
+    file = await bench.create("f")
+    await bench.staging.write(file, 0, b"a" * MIB)
+    bench.dpu.holds["Commit"] = hold = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.staging.commit, file)
+        await trio.testing.wait_all_tasks_blocked()
+        await bench.staging.write(file, MIB, b"b" * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.dpu.calls["WriteBlock"] == 1
+        hold.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.dpu.calls["WriteBlock"] == 2
+    assert file.dirty
+    assert bench.dpu.content("f") == b"a" * MIB
+    await bench.staging.commit(file)
+    assert bench.dpu.content("f") == b"a" * MIB + b"b" * MIB
+
+
 async def test_blocks_that_were_sent_and_cut_off_are_discarded(bench: Bench) -> None:
     file = await bench.create("f")
     await bench.staging.write(file, 0, b"y" * (3 * MIB))
