@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,10 +77,10 @@ class Totals:
 class CrashRounds:
     """A pool, its workers' states, and the rounds that they go through."""
 
-    def __init__(self, base: Path, seed: int, workers: int = 4, pool_options: tuple[str, ...] = ()) -> None:
-        self.base, self.workers = base, workers
+    def __init__(self, base: Path, seed: int, workers: int = 4, without: Sequence[str] = ()) -> None:
+        self.base, self.workers, self.without = base, workers, without
         self.rng = random.Random(seed)
-        self.pool = mountlib.PoolFixture.create(base, *pool_options, tenants=(TENANT,))
+        self.pool = mountlib.PoolFixture.create(base, tenants=(TENANT,))
         self.mount = self.pool.mount(TENANT)
         self.watchdog = mountlib.Watchdog(self.mount.mountpoint, 120.0)
         self.journals = base / "journals"
@@ -116,6 +117,7 @@ class CrashRounds:
     def _run_until_killed(self) -> list[str]:
         command = [sys.executable, "-m", "tests.crash.workload", str(self.mount.mountpoint), str(self.journals)]
         command += ["--seed", str(self.rng.getrandbits(60)), "--workers", str(self.workers)]
+        command += ["--without", *self.without]
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT)
         try:
             self._await_moment(worker)
@@ -175,11 +177,11 @@ class CrashRounds:
         return str(self.base)
 
 
-def run(rounds: int, seed: int, *, workers: int = 4, verbose: bool = True) -> Totals:
+def run(rounds: int, seed: int, *, workers: int = 4, without: Sequence[str] = (), verbose: bool = True) -> Totals:
     """`rounds` rounds on a pool of their own -> what happened; stops at the first round with violations."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(mountlib.scratch_directory("kvfs-crash-"))
-        crash = CrashRounds(scratch, seed, workers)
+        crash = CrashRounds(scratch, seed, workers, without)
         stack.callback(crash.close)
         for number in range(rounds):
             violations = crash.round()
@@ -201,13 +203,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--without", nargs="*", default=[], help="operations to leave out, to narrow a failure down")
     arguments = parser.parse_args()
     reason = mountlib.can_mount()
     if reason is not None:
         print(f"cannot mount: {reason}", file=sys.stderr)
         return 2
     print(f"seed {arguments.seed}, {arguments.rounds} rounds", flush=True)
-    totals = run(arguments.rounds, arguments.seed, workers=arguments.workers)
+    totals = run(arguments.rounds, arguments.seed, workers=arguments.workers, without=arguments.without)
     print(totals.table())
     return 1 if totals.violations else 0
 
