@@ -14,6 +14,8 @@ from kvfsd.ports import Clock
 
 ATIME_GRANULARITY_NS: Final = 3600 * 1_000_000_000
 """Evictors that walk by atime want better than relatime's day; an hour costs one row per object and hour."""
+NEVER_NS: Final = -(1 << 63)
+"""Before every time that a file can have; those before 1970 are negative."""
 PENDING_MAX: Final = 4096
 """Accesses kept in memory; one more writes them all (about 10 ms)."""
 
@@ -42,9 +44,9 @@ class AccessTimes:
             self.flush()
 
     def pending_ns(self, ino: int) -> int:
-        """The access time that is not in the catalog yet; 0 if there is none."""
+        """The access time that is not in the catalog yet; NEVER_NS if there is none."""
         entry = self._pending.get(ino)
-        return entry[1] if entry else 0
+        return entry[1] if entry else NEVER_NS
 
     def forget(self, ino: int) -> None:
         """The access time was set to another value."""

@@ -249,6 +249,13 @@ async def test_attributes_are_set_one_by_one(host: Host) -> None:
             await host.submit(bad)
 
 
+async def test_times_before_1970_are_kept(host: Host) -> None:
+    ino = (await host.store(b"file", b"data")).ino
+    await host.submit(SetAttributes(ino, None, None, None, -5, -7, 3))
+    after = await host.lookup(b"file")
+    assert (after.atime_ns, after.mtime_ns) == (-5, -7)
+
+
 async def test_xattrs(host: Host) -> None:
     ino = (await host.store(b"file", b"data")).ino
     await host.submit(SetXattr(ino, b"user.crc", b"\x00\xff", 1))
