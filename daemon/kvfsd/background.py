@@ -36,7 +36,7 @@ Task = Callable[["Service"], Awaitable[None]]
 
 def start_all(service: Service, nursery: trio.Nursery) -> None:
     """Start every task of the service in its nursery."""
-    for task in (metadata_log, collect, reap, write_accesses, checkpoint, purge_quarantine):
+    for task in (metadata_log, collect, reap, write_accesses, checkpoint, purge_quarantine, tell_hidden):
         nursery.start_soon(supervise, service, task)
 
 
@@ -111,4 +111,10 @@ async def purge_quarantine(service: Service) -> None:
     while True:
         while service.quarantine.purge():
             await trio.lowlevel.checkpoint()
+        await service.hidden.purge(service.quarantine.expiry_ns())
         await trio.sleep(PURGE_PERIOD_MS / 1000)
+
+
+async def tell_hidden(service: Service) -> None:
+    """Tell mounts the names of objects that were hidden."""
+    await service.hidden.run()

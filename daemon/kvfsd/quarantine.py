@@ -102,9 +102,13 @@ class Quarantine:
         self._metrics.counters.restored_objects += 1
         return row
 
+    def expiry_ns(self) -> int:
+        """What was put aside before this wall time has been kept long enough."""
+        return self._clock.wall_ns() - self._policy.keep_ms * 1_000_000
+
     def purge(self) -> bool:
         """Free a batch of what was unlinked longer than `keep_ms` ago -> whether there may be more."""
-        return self._expire(self._clock.wall_ns() - self._policy.keep_ms * 1_000_000) == PURGE_BATCH
+        return self._expire(self.expiry_ns()) == PURGE_BATCH
 
     def make_room(self, tenant: int | None = None) -> bool:
         """Space is needed, by one tenant or by all: free a batch of what was unlinked -> whether there was anything."""

@@ -26,6 +26,7 @@ from kvfsd.accesses import AccessTimes
 from kvfsd.admission import Admission
 from kvfsd.catalog.rows import Location, PlacedBlock
 from kvfsd.gc import SegmentCollector
+from kvfsd.hidden import HiddenNames
 from kvfsd.logsealing import log_ports
 from kvfsd.metadata_log import MetadataLog
 from kvfsd.metrics import Metrics
@@ -82,6 +83,7 @@ class Service:
         self.path = self._data_path()
         self.metadata_log = MetadataLog(pool.catalog, log_ports(self.path, pool.sync))
         self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
+        self.hidden = HiddenNames(self)
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}
         self._gauges()
@@ -242,5 +244,10 @@ class Service:
         current = self.catalog.blocks.locate(placed.tenant, placed.ino, placed.row.block)
         if current is None or current.generation != placed.row.generation or len(current.locations) > 1:
             return
-        if self.quarantine.hide(placed.tenant, placed.ino, str(error)):
-            self.tell(placed.tenant, ObjectChanged(placed.ino))
+        self.hide(placed.tenant, placed.ino, str(error))
+
+    def hide(self, tenant: int, ino: int, reason: str) -> None:
+        """Put an object in quarantine and tell every mount of the tenant; its names are told once they are found."""
+        if self.quarantine.hide(tenant, ino, reason):
+            self.tell(tenant, ObjectChanged(ino))
+            self.hidden.note(tenant, ino)

@@ -226,10 +226,6 @@ class Session:
         if self.service.has_siblings(self):
             self._after_commit.append(lambda: self.service.tell(self.tenant, event, but=self))
 
-    def announce_to_all(self, event: c.Event) -> None:
-        """Tell every mount of this tenant now, this one too: something went without anybody asking."""
-        self.service.tell(self.tenant, event)
-
     def pool_space(self) -> tuple[int, int]:
         """Free bytes and all bytes of the pool, see `kvfsd.capacity`."""
         return self.service.pool_space()

@@ -11,7 +11,6 @@ from kvfs.commands import (
     Discard,
     Done,
     Ino,
-    ObjectChanged,
     ReadBlock,
     ReleaseUnlinked,
     Result,
@@ -104,8 +103,7 @@ async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome
     except BadRecordError as error:
         if _is_committed(session, request):
             session.quarantine.note_fault(session.tenant, ino)
-            if session.quarantine.hide(session.tenant, ino, str(error)):
-                session.announce_to_all(ObjectChanged(ino))
+            session.service.hide(session.tenant, ino, str(error))
         raise
     if verified is None:
         return Outcome(Block(0))

@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from kvfs import limits
-from kvfs.commands import GetAttributes, Link, ObjectChanged, OpenObject, ReadDirectory, ReleaseUnlinked, Rename, Unlink
+from kvfs.commands import (
+    EntryGone,
+    GetAttributes,
+    Link,
+    ObjectChanged,
+    OpenObject,
+    ReadDirectory,
+    ReleaseUnlinked,
+    Rename,
+    Unlink,
+)
 from kvfs.errors import BadRecordError, ExistsError, MediumUnavailableError, NotFoundError
+from kvfsd.catalog.check import check
 from kvfsd.inprocess import InProcessQueuePair
 from kvfsd.quarantine import GRACE_MS, KEEP_MS, SUSPECTS_MAX
 from kvfsd.service import Service
@@ -69,6 +80,8 @@ async def test_a_record_that_is_bad_everywhere_makes_its_file_a_miss(ward: Ward)
     listing = (await host.submit(ReadDirectory(1, 0, 10))).result
     assert [entry.name for entry in listing.entries] == [b"good"]
     assert host.pair.take_events() == [ObjectChanged(attributes.ino)]
+    await host.pair.wait_event()
+    assert host.pair.take_events() == [EntryGone(1, b"file")]
     assert ward.counters.quarantined_objects == 1
     assert await host.read_block(good.ino) == b"fine", "one damaged block costs that block's file only"
 
@@ -224,6 +237,24 @@ async def test_what_is_kept_is_purged_after_its_time(ward: Ward) -> None:
     assert ward.counters.purged_objects == 1
     with pytest.raises(NotFoundError):
         ward.service.quarantine.restore(ward.session.tenant, attributes.ino)
+
+
+async def test_what_is_hidden_is_purged_after_its_time_with_all_its_names(ward: Ward) -> None:
+    host, hidden = ward.host, ward.service.hidden
+    attributes = await host.store(b"file", b"data")
+    await host.submit(Link(attributes.ino, 1, b"second"))
+    kept = await host.store(b"kept", b"stays")
+    await ward.damage(attributes.ino)
+    with pytest.raises(BadRecordError):
+        await host.read_block(attributes.ino)
+    assert await hidden.purge(ward.service.quarantine.expiry_ns()) == 0
+    ward.clock.advance_ms(KEEP_MS + 1)
+    await host.store(b"second", b"anew")
+    assert await hidden.purge(ward.service.quarantine.expiry_ns()) == 1
+    assert ward.used() == (9, 2)
+    assert await host.load(b"second") == b"anew"
+    assert await host.read_block(kept.ino) == b"stays"
+    assert check(ward.service.catalog.database) == []
 
 
 async def test_what_is_kept_never_costs_its_tenant_a_write(ward: Ward) -> None:
