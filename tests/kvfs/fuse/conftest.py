@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,22 +81,26 @@ class ServedMount:
 
 
 @pytest.fixture
-def make_mount(tmp_path: Path) -> Iterator[Callable[..., ServedMount]]:
+def make_mount() -> Iterator[Callable[..., ServedMount]]:
+    """Makes mounts below a directory that every user may enter (pytest's own may not be)."""
     reason = can_mount()
     if reason is not None:
         pytest.skip(reason)
     made: list[ServedMount] = []
+    with tempfile.TemporaryDirectory(prefix="kvfs-fuse-", ignore_cleanup_errors=True) as base:
+        os.chmod(base, 0o755)
 
-    def make(*flags: str, **settings: Any) -> ServedMount:
-        mountpoint = tmp_path / f"mnt{len(made)}"
-        mountpoint.mkdir()
-        made.append(ServedMount(mountpoint, tmp_path / "served.log", settings, *flags))
-        return made[-1]
+        def make(*flags: str, **settings: Any) -> ServedMount:
+            mountpoint = Path(base, f"mnt{len(made)}")
+            mountpoint.mkdir()
+            made.append(ServedMount(mountpoint, Path(base, "served.log"), settings, *flags))
+            return made[-1]
 
-    tmp_path.chmod(0o755)
-    yield make
-    for mount in made:
-        mount.destroy()
+        try:
+            yield make
+        finally:
+            for mount in made:
+                mount.destroy()
 
 
 @pytest.fixture
@@ -109,3 +115,12 @@ def write_new(path: Path | str, data: bytes, flags: int = os.O_WRONLY) -> None:
         assert os.write(descriptor, data) == len(data)
     finally:
         os.close(descriptor)
+
+
+def code_of(call: Callable[..., object], *args: object, **kwargs: object) -> str:
+    """The errno by name that the call fails with; it must fail."""
+    try:
+        call(*args, **kwargs)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    raise AssertionError(f"{call.__name__} did not fail")

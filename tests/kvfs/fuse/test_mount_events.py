@@ -1,0 +1,56 @@
+"""What the daemon tells: names and content that changed behind the mount's back are revoked in the kernel."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.kvfs.fuse.conftest import ServedMount, write_new
+
+pytestmark = pytest.mark.mount
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_an_evicted_name_is_a_miss(mount: ServedMount) -> None:
+    write_new(mount.path / "f", b"x")
+    assert (mount.path / "f").exists()
+    mount.order(gone="f")
+    assert soon(lambda: not (mount.path / "f").exists())
+
+
+def test_changed_content_is_read_anew_by_open_and_by_new_handles(mount: ServedMount) -> None:
+    write_new(mount.path / "f", b"old content")
+    descriptor = os.open(mount.path / "f", os.O_RDONLY)
+    assert os.pread(descriptor, 100, 0) == b"old content"
+    mount.order(replace=["f", base64.b64encode(b"something newer").decode()])
+    assert soon(lambda: (mount.path / "f").read_bytes() == b"something newer")
+    assert os.stat(mount.path / "f").st_size == 15
+    assert os.pread(descriptor, 100, 0) == b"something newer"
+    os.close(descriptor)
+
+
+def test_lost_events_revoke_everything(mount: ServedMount) -> None:
+    write_new(mount.path / "f", b"old content")
+    write_new(mount.path / "g", b"goes")
+    assert (mount.path / "f").read_bytes() == b"old content"
+    mount.order(replace=["f", base64.b64encode(b"something newer").decode()])
+    mount.order(gone="g")
+    mount.order(lost=True)
+    assert soon(lambda: (mount.path / "f").read_bytes() == b"something newer")
+    assert soon(lambda: not (mount.path / "g").exists())
+
+
+def test_a_miss_is_never_remembered(mount: ServedMount) -> None:
+    assert not (mount.path / "n").exists()
+    assert not (mount.path / "n").exists()
+    assert mount.order(calls=True)["Lookup"] == 2
