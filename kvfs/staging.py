@@ -15,7 +15,7 @@ import trio
 
 from kvfs.blockbuffers import BlockBuffers
 from kvfs.blockreads import BlockReads, padded
-from kvfs.commands import Discard, Found
+from kvfs.commands import Discard, Found, ReleaseUnlinked
 from kvfs.errors import FileTooLargeError, InternalError, KvfsError
 from kvfs.limits import BLOCK_BYTES, FILE_MAX_BYTES, STAGING_MAX_BYTES
 from kvfs.openfile import BlockState, OpenFile
@@ -217,5 +217,7 @@ class Staging:
             file.sent.clear()
             file.changed = False
             self._reads.drop(file.ino)
-            if had_blocks:
+            if not file.published:  # its number counts as an object until it is given back
+                await self._queue_pair.submit(ReleaseUnlinked(ino=file.ino))
+            elif had_blocks:
                 await self._queue_pair.submit(Discard(ino=file.ino, from_block=0))

@@ -8,7 +8,7 @@ import stat
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from kvfs.commands import AllocateIno, Attributes, GetAttributes, Ino, OpenObject, Placement, Sync
-from kvfs.errors import ExistsError, IsDirectoryError
+from kvfs.errors import ExistsError, IsDirectoryError, KvfsError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
 from kvfs.fuse.handles import Handle, OpenInode
@@ -40,10 +40,16 @@ class FileHandlers:
             info = await self._open(existing.ino, flags)
             return info, await state.entry_of(existing.ino)
         file = await self.new_file(parent_inode, name, mode, ctx)
-        state.pending.add(file)
         inode = state.table.acquire_now(file.ino)
         inode.file = file
-        return self._handle(inode, flags, keep_cache=False), entry_of_file(file)
+        try:
+            info = self._handle(inode, flags, keep_cache=False)
+        except KvfsError as error:
+            file.poison_with(error)
+            await state.let_go(inode)
+            raise
+        state.pending.add(file)
+        return info, entry_of_file(file)
 
     async def new_file(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> OpenFile:
         """An empty file that nobody has seen yet; `mode` has the umask applied (by the kernel)."""

@@ -23,6 +23,7 @@ from kvfs.commands import (
 from kvfs.errors import (
     ExistsError,
     InvalidArgumentError,
+    KvfsError,
     NameTooLongError,
     NotDirectoryError,
     NotEmptyError,
@@ -64,7 +65,11 @@ class NameHandlers(FileHandlers):
             return await self._make(parent_inode, name, mode, b"", ctx)
         await self._check_free(parent_inode, name)
         file = await self.new_file(parent_inode, name, mode, ctx)
-        await self.state.publish(file)
+        try:
+            await self.state.publish(file)
+        except KvfsError:
+            await self.state.staging.discard(file)
+            raise
         return entry_of(file.committed)
 
     async def _make(self, parent: int, name: bytes, mode: int, target: bytes, ctx: RequestContext) -> EntryAttributes:

@@ -164,7 +164,7 @@ class MountState:
         try:
             if file.poison is None and file.dirty and not file.unlinked:
                 await self.publish(file)
-            elif file.poison is not None or file.dirty:
+            elif file.poison is not None or file.dirty or not file.published:
                 await self._drop(file)
         except KvfsError as error:
             log.warning("closing an object failed: %s", error.status.name)

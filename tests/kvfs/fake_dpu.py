@@ -421,4 +421,6 @@ class FakeDpu(QueuePair):
         if command.ino in self.kept_open:
             self.kept_open.discard(command.ino)
             del self.nodes[command.ino]
+        self.allocated.discard(command.ino)
+        self.staged.pop(command.ino, None)
         return c.Done()

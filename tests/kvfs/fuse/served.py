@@ -98,6 +98,7 @@ def obey(dpu: FakeDpu, order: dict[str, Any]) -> Any:
                 "kept_open": len(dpu.kept_open),
                 "cache_bytes": state.reads.cache.used_bytes,
                 "nodes": len(dpu.nodes),
+                "allocated": len(dpu.allocated),
                 "internal_errors": sum(guard.internal_errors.values()),
             }
         case {"attributes": path}:

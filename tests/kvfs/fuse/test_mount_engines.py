@@ -50,7 +50,7 @@ def test_vllm_fs_tier(mount: ServedMount, direct: int) -> None:
         assert all(os.access(directory / f"{number}.bin", os.F_OK) for number in data)
         list(threads.map(load, data))
     assert sorted(os.listdir(directory)) == sorted(f"{number}.bin" for number in data)
-    mount.settled(handles=0, inodes=0, pending=0, staged=0, blocks=0)
+    mount.settled(allocated=0, handles=0, inodes=0, pending=0, staged=0, blocks=0)
 
 
 def test_vllm_probe_of_direct_io(mount: ServedMount) -> None:
@@ -180,7 +180,7 @@ def test_evictor_walks_by_times_and_unlinks_open_files(mount: ServedMount) -> No
         stream.seek(0)
         assert stream.read(10) == content
         assert mount.state()["kept_open"] == 1
-    mount.settled(kept_open=0, nodes=4)
+    mount.settled(allocated=0, kept_open=0, nodes=4)
 
 
 def test_readers_and_writers_of_one_mount_under_several_uids(mount: ServedMount) -> None:

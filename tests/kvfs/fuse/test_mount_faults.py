@@ -44,7 +44,7 @@ def test_a_block_lost_after_write_returned_fails_close_and_the_name_goes(
     assert vanished(mount, "f")
     assert not (mount.path / "g").exists()
     assert mount.order(calls=True).get("Commit", 0) == 0
-    mount.settled(staged=0, blocks=0, pending=0, inodes=0)
+    mount.settled(allocated=0, staged=0, blocks=0, pending=0, inodes=0)
     write_new(mount.path / "f", b"stored anew")
     assert mount.content("f") == b"stored anew"
 
@@ -58,7 +58,7 @@ def test_a_poisoned_rewrite_leaves_the_old_content(mount: ServedMount) -> None:
         os.write(descriptor, b"n" * 3 * MIB)
     assert code_of(os.close, descriptor) == "EIO"
     mount.order(clear=True)
-    mount.settled(inodes=0, staged=0)
+    mount.settled(allocated=0, inodes=0, staged=0)
     assert (mount.path / "f").read_bytes() == old
     assert os.stat(mount.path / "f").st_size == len(old)
 
@@ -72,7 +72,7 @@ def test_a_poisoned_file_can_be_unlinked(mount: ServedMount) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(mount.path / "t.tmp")
     assert vanished(mount, "t.tmp")
-    mount.settled(staged=0, blocks=0, pending=0, inodes=0)
+    mount.settled(allocated=0, staged=0, blocks=0, pending=0, inodes=0)
 
 
 @pytest.mark.parametrize("error", ["QuotaExceededError", "MediumUnavailableError", "DeadlineExceededError", "Bug"])
@@ -232,6 +232,6 @@ def test_a_failure_of_the_nth_command_of_each_kind_harms_that_call_only(mount: S
             os.unlink(mount.path / name)
         else:
             os.rmdir(mount.path / name)
-    mount.settled(handles=0, inodes=0, pending=0, blocks=0)
+    mount.settled(allocated=0, handles=0, inodes=0, pending=0, blocks=0)
     write_new(mount.path / "after", b"the mount lives")
     assert (mount.path / "after").read_bytes() == b"the mount lives"

@@ -73,7 +73,7 @@ def test_unlink_of_a_pending_file(mount: ServedMount) -> None:
     write_new(path, b"another")
     os.close(descriptor)
     assert path.read_bytes() == b"another"
-    mount.settled(handles=0, staged=0, blocks=0, pending=0, nodes=2)
+    mount.settled(allocated=0, handles=0, staged=0, blocks=0, pending=0, nodes=2)
 
 
 def test_unlink_of_an_open_published_file(mount: ServedMount) -> None:
@@ -88,7 +88,7 @@ def test_unlink_of_an_open_published_file(mount: ServedMount) -> None:
     os.fchmod(descriptor, 0o600)
     assert mount.state()["kept_open"] == 1
     os.close(descriptor)
-    mount.settled(kept_open=0, nodes=1, inodes=0, staged=0, blocks=0)
+    mount.settled(allocated=0, kept_open=0, nodes=1, inodes=0, staged=0, blocks=0)
 
 
 def test_rename_over_an_open_file(mount: ServedMount) -> None:
@@ -98,7 +98,7 @@ def test_rename_over_an_open_file(mount: ServedMount) -> None:
         os.rename(mount.path / "a", mount.path / "b")
         assert stream.read() == b"old"
         assert (mount.path / "b").read_bytes() == b"new"
-    mount.settled(kept_open=0, nodes=2)
+    mount.settled(allocated=0, kept_open=0, nodes=2)
 
 
 def test_rename_of_a_file_that_is_being_written(mount: ServedMount) -> None:
@@ -121,7 +121,7 @@ def test_rename_over_a_pending_file(mount: ServedMount) -> None:
         refused(errno.ENOTDIR, os.rename, mount.path / "d", mount.path / "b")
         os.rename(mount.path / "a", mount.path / "b")
     assert (mount.path / "b").read_bytes() == b"committed"
-    mount.settled(pending=0, staged=0, blocks=0)
+    mount.settled(allocated=0, pending=0, staged=0, blocks=0)
 
 
 def test_rename_flags(mount: ServedMount) -> None:
