@@ -40,3 +40,9 @@ class Accounting:
             wanted = f"{expected.bytes_low} to {expected.bytes_high}"
             lines.append(f"accounting: {self.used_bytes} bytes charged, the tree has {wanted}")
         return lines
+
+
+def segments_in_use(pool: PoolFixture) -> int:
+    """Segments of all media that are not free, of a closed pool."""
+    media = json.loads(pool.kvfsctl("pool", "info", str(pool.pool), "--json"))["media"]
+    return sum(medium["segments"] - medium["free_segments"] for medium in media)

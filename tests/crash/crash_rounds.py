@@ -7,7 +7,8 @@ a fresh mount while they journal what they begin and what was acknowledged, outs
 mount process gets SIGKILL (after a random delay, or right after a random acknowledgement); sometimes it is killed
 again while it recovers. Then it is mounted once more and the whole tree is compared: what was acknowledged is there
 and byte-exact, the operation in flight happened wholly or not at all, and there is nothing else. The charged bytes and
-objects must equal a full recount of the catalog and of the tree. Exit status 1 on any violation; what led to it
+objects must equal a full recount of the catalog and of the tree. After the last round everything is removed: the
+segments must come back, no space may stay behind that nobody owns. Exit status 1 on any violation; what led to it
 (journals, log, tree listing) stays in the directory that is printed.
 """
 
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from tests import mountlib  # noqa: E402 - the script may be started from anywhere
-from tests.crash.accounting import Accounting  # noqa: E402
+from tests.crash.accounting import Accounting, segments_in_use  # noqa: E402
 from tests.crash.check import Expected, Tree, check_tree, expected_accounting  # noqa: E402
 from tests.crash.journal import Replay, replay  # noqa: E402
 from tests.crash.model import State, empty_state  # noqa: E402
@@ -44,6 +45,11 @@ ACKNOWLEDGEMENTS_MAX = 150
 DELAY_MAX_S = 1.0
 WORKER_END_LIMIT_S = 60.0
 TENANT = "engine"
+POOL_SIZE = "1G"
+"""Some times what the workers keep, so that segments are collected while they write and are killed."""
+SEGMENTS_LEFT_MAX = 8
+"""Of an empty pool: open segments and the metadata log."""
+RECLAIM_LIMIT_S = 60.0
 
 
 @dataclass
@@ -80,7 +86,7 @@ class CrashRounds:
     def __init__(self, base: Path, seed: int, workers: int = 4, without: Sequence[str] = ()) -> None:
         self.base, self.workers, self.without = base, workers, without
         self.rng = random.Random(seed)
-        self.pool = mountlib.PoolFixture.create(base, tenants=(TENANT,))
+        self.pool = mountlib.PoolFixture.create(base, "--size", POOL_SIZE, tenants=(TENANT,))
         self.mount = self.pool.mount(TENANT)
         self.watchdog = mountlib.Watchdog(self.mount.mountpoint, 120.0)
         self.journals = base / "journals"
@@ -169,12 +175,40 @@ class CrashRounds:
         self.mount.start()
         return violations
 
+    def reclaim(self) -> list[str]:
+        """Remove everything; the space must be free again soon -> violations."""
+        self.watchdog.beat()
+        shutil.rmtree(self.mount.mountpoint, ignore_errors=True)  # the mountpoint itself is busy and stays
+        left, limit = -1, time.monotonic() + RECLAIM_LIMIT_S
+        while left < 0 or (left > SEGMENTS_LEFT_MAX and time.monotonic() < limit):
+            time.sleep(1.0)  # the collector works in the background
+            self.mount.stop()
+            left = segments_in_use(self.pool)
+            self.mount.start()
+        self.mount.stop()
+        violations = Accounting.take(self.pool, TENANT).violations(Expected(0, 0, 0))
+        self.mount.start()
+        if left > SEGMENTS_LEFT_MAX:
+            violations.append(f"space: {left} segments of an empty pool are in use {RECLAIM_LIMIT_S} s later")
+        return violations
+
     def evidence(self) -> str:
         """Keep what a reader of a violation needs; the pool itself stays as well."""
         listing = self.base / "tree.json"
         with contextlib.suppress(OSError):
             listing.write_text(json.dumps(Tree.read(self.mount.mountpoint).names, indent=1))
         return str(self.base)
+
+
+def _passed(crash: CrashRounds, violations: list[str], where: str) -> bool:
+    """Note the violations, and keep what led to them."""
+    crash.totals.violations += violations
+    if violations:
+        kept = Path(f"{crash.evidence()}-evidence")
+        crash.mount.kill()
+        shutil.copytree(crash.base, kept, symlinks=True)
+        print(f"{where}: evidence in {kept}", *violations[:20], sep="\n  ", flush=True)
+    return not violations
 
 
 def run(rounds: int, seed: int, *, workers: int = 4, without: Sequence[str] = (), verbose: bool = True) -> Totals:
@@ -184,16 +218,12 @@ def run(rounds: int, seed: int, *, workers: int = 4, without: Sequence[str] = ()
         crash = CrashRounds(scratch, seed, workers, without)
         stack.callback(crash.close)
         for number in range(rounds):
-            violations = crash.round()
-            crash.totals.violations += violations
-            if violations:
-                kept = Path(f"{crash.evidence()}-evidence")
-                crash.mount.kill()
-                shutil.copytree(scratch, kept, symlinks=True)
-                print(f"round {number} of seed {seed}: evidence in {kept}", *violations[:20], sep="\n  ", flush=True)
+            if not _passed(crash, crash.round(), f"round {number} of seed {seed}"):
                 break
             if verbose and (number + 1) % 10 == 0:
                 print(f"{number + 1} rounds, {crash.totals.acknowledged} acknowledged operations", flush=True)
+        else:
+            _passed(crash, crash.reclaim(), f"after {rounds} rounds of seed {seed}")
         return crash.totals
 
 
