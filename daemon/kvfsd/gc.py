@@ -1,25 +1,25 @@
 """Segment garbage collection: live records of mostly dead segments are copied, byte for byte and without keys.
 
 A record does not depend on where it lies, so its copy is as good as itself. The catalog is pointed to the copy only if
-it still points to the original; a record whose stored checksum does not fit is reported and stays where it is.
+it still points to the original, and only once the copy is on stable storage: what was synced stays so wherever it is
+moved. A record whose stored checksum does not fit is reported and stays where it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from kvfs import limits
-from kvfs.errors import FormatError, KvfsError, MediumUnavailableError, PoolFullError
+from kvfs.errors import FormatError, KvfsError, PoolFullError
 from kvfsd.catalog.rows import Location, PlacedBlock
-from kvfsd.ondisk.record import RecordHeader, RecordIdentity, RecordType, check_body, record_bytes
+from kvfsd.ondisk.record import record_bytes
 from kvfsd.ondisk.segment import HEADER_BYTES, SegmentKind
+from kvfsd.record_moving import RECORD_MAX_BYTES, LiveRecords, RecordCopy, RecordMover
 from kvfsd.segment_space import MediumSpace, SegmentUse, SpaceWaiter
 from kvfsd.segments import KEEP_FROM_WRITERS, SegmentStore, SegmentTable
 
@@ -31,37 +31,12 @@ BACKGROUND_GAIN_PERCENT: Final = 50
 """Share of a segment that must be gained by collecting it, in the background."""
 PRESSURE_GAIN_PERCENT: Final = 6
 """The same with a writer waiting, or none but the spare segments free."""
-RECORD_MAX_BYTES: Final = record_bytes(limits.BLOCK_BYTES)
 VICTIMS_PER_LOOK: Final = 8
 ROWS_PER_LOOK: Final = 256
 """Catalog rows read in a row: under a millisecond, then others have their turn."""
 STEP_BYTES: Final = 8 * limits.MIB
 STEP_PAUSE_MS: Final = 40
 """In the background the collector pauses this long after each STEP_BYTES: at most 200 MiB/s are copied."""
-
-
-class LiveRecords(Protocol):
-    """What the catalog knows of records (`kvfsd.catalog.blocks.Blocks`)."""
-
-    def live_in_segment(self, medium: int, segment: int) -> Sequence[PlacedBlock]:
-        """Every block, committed or staged, with a replica in that segment."""
-        ...
-
-    def relocate(self, placed: PlacedBlock, old: Location, new: Location) -> bool:
-        """Point the block from `old` to `new`, live bytes included; False if it has changed. In a transaction."""
-        ...
-
-
-@dataclass(slots=True)
-class CollectorStats:
-    """What was done since the start."""
-
-    segments_freed: int = 0
-    records_copied: int = 0
-    bytes_copied: int = 0
-    records_bad: int = 0
-    records_unreadable: int = 0
-    passes: int = 0
 
 
 class SegmentCollector:
@@ -78,16 +53,14 @@ class SegmentCollector:
         transaction: Callable[[], AbstractContextManager[None]],
         on_bad_record: Callable[[PlacedBlock, Location, FormatError], None],
     ) -> None:
-        self.stats = CollectorStats()
         self.last_error: KvfsError | None = None
         """Why the last pass was given up; None if it was not."""
         self._store = store
         self._table = table
         self._live = live
-        self._transaction = transaction
-        self._on_bad_record = on_bad_record
+        self._mover = RecordMover(store, live, transaction, on_bad_record)
+        self.stats = self._mover.stats
         self._wanted = trio.Event()
-        self._buffer = memoryview(bytearray(RECORD_MAX_BYTES))
         self._stuck: dict[tuple[int, int], int] = {}
         self._since_pause = 0
 
@@ -178,15 +151,14 @@ class SegmentCollector:
 
         What cannot be read or is bad stays, and the segment is not tried again until its live bytes change.
         """
-        for placed in self._live.live_in_segment(space.index, segment.number):
-            for old in placed.row.locations:
-                if (old.medium, old.segment) != (space.index, segment.number):
-                    continue
-                try:
-                    await self._move(placed, old)
-                except PoolFullError:
-                    return False
-                await self._give_way(record_bytes(placed.row.length), waiters)
+        copies: list[RecordCopy] = []
+        try:
+            full = not await self._copy_records(space, segment, waiters, copies)
+            await self._mover.point_to(space, copies)
+        finally:
+            self._store.settle(copy.new for copy in copies)
+        if full:
+            return False
         if segment.freed:
             return True
         live = self._table.get(space.index, segment.number).live_bytes
@@ -196,50 +168,22 @@ class SegmentCollector:
             self._stuck.pop((space.index, segment.number), None)
         return True
 
-    async def _move(self, placed: PlacedBlock, old: Location) -> None:
-        """Copy one record and point the catalog to the copy, if the record is sound and still wanted."""
-        record = self._buffer[: record_bytes(placed.row.length)]
-        try:
-            with _answered_in_time(old):
-                await self._store.read_into(old, record)
-        except MediumUnavailableError:
-            self.stats.records_unreadable += 1
-            return
-        try:
-            self._check(placed, old, record)
-        except FormatError as error:
-            self.stats.records_bad += 1
-            self._on_bad_record(placed, old, error)
-            return
-        with _answered_in_time(old):
-            new = await self._store.append_copy(old, record)
-        try:
-            with self._transaction():
-                moved = self._live.relocate(placed, old, new)
-        finally:
-            self._store.settle([new])
-        if moved:
-            self.stats.records_copied += 1
-            self.stats.bytes_copied += len(record)
-
-    def _check(self, placed: PlacedBlock, location: Location, record: memoryview) -> None:
-        """FormatError unless the record is the one that the catalog has there, its stored bytes as they were."""
-        where = f"record at {location.medium}:{location.segment}:{location.offset}"
-        row = placed.row
-        header = RecordHeader.parse(record, where)
-        wanted = RecordIdentity(
-            pool=self._store.spaces[location.medium].superblock.pool,
-            record_type=RecordType.DATA,
-            tenant=placed.tenant,
-            epoch=row.epoch,
-            object=placed.ino,
-            block=row.block,
-            generation=row.generation,
-            length=row.length,
-        )
-        if header.identity != wanted:
-            raise FormatError(f"{where}: want {wanted}, have {header.identity}")
-        check_body(header, record, where)
+    async def _copy_records(
+        self, space: MediumSpace, segment: SegmentUse, waiters: list[SpaceWaiter], copies: list[RecordCopy]
+    ) -> bool:
+        """Add copies of the segment's records to `copies` -> False if there is no room for more."""
+        for placed in self._live.live_in_segment(space.index, segment.number):
+            for old in placed.row.locations:
+                if (old.medium, old.segment) != (space.index, segment.number):
+                    continue
+                try:
+                    copy = await self._mover.copy(placed, old)
+                except PoolFullError:
+                    return False
+                if copy is not None:
+                    copies.append(copy)
+                await self._give_way(record_bytes(placed.row.length), waiters)
+        return True
 
     async def _give_way(self, copied_bytes: int, waiters: list[SpaceWaiter]) -> None:
         """Let others run after each record; in the background, pause after each STEP_BYTES."""
@@ -252,17 +196,6 @@ class SegmentCollector:
             await trio.lowlevel.checkpoint()
         else:
             await trio.sleep(STEP_PAUSE_MS / 1000)
-
-
-@contextlib.contextmanager
-def _answered_in_time(location: Location) -> Iterator[None]:
-    """MediumUnavailableError if the medium takes longer than its deadline."""
-    try:
-        with trio.fail_after(limits.MEDIUM_DEADLINE_MS / 1000):
-            yield
-    except trio.TooSlowError:
-        text = f"medium {location.medium} did not answer in {limits.MEDIUM_DEADLINE_MS} ms"
-        raise MediumUnavailableError(text) from None
 
 
 def _gain(space: MediumSpace, segment: SegmentUse, live_bytes: int) -> int:

@@ -12,6 +12,7 @@ from kvfsd.gc import STEP_BYTES, STEP_PAUSE_MS, SegmentCollector
 from kvfsd.media.append_only import AppendOnlyMedium
 from kvfsd.media.faulty import Fault, FaultKind, FaultyMedium, Operation
 from kvfsd.media.memory import MemoryMedium
+from kvfsd.media.volatile import CrashMode, VolatileMedium
 from kvfsd.ondisk.record import OVERHEAD_BYTES, RecordHeader, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentKind
 
@@ -99,6 +100,20 @@ async def test_live_records_are_copied_byte_for_byte_and_the_segment_freed(seria
     assert pool.locations(2)[0].segment == 5, "the copy lies in a new segment"
     await pool.check()
     await pool.fill(range(100, 103))
+    await pool.check()
+
+
+@pytest.mark.parametrize("mode", CrashMode)
+async def test_a_copy_is_on_stable_storage_before_the_catalog_points_to_it(mode):
+    medium = VolatileMedium(MemoryMedium("m0", limits.MEDIUM_MIN_BYTES))
+    pool = Pool(opened(0, medium))
+    await pool.fill(range(15))
+    for ino in (0, 1, 3, 4):
+        pool.drop(ino)
+    await pool.store.flush()
+    assert await pool.collector.collect() >= 1
+    assert pool.collector.stats.records_copied >= 1
+    await medium.crash(random.Random(1), mode)
     await pool.check()
 
 
