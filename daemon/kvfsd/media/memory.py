@@ -22,6 +22,17 @@ class MemoryMedium:
         self._units: dict[int, bytes] = {}
         self._open = True
 
+    def clone(self) -> MemoryMedium:
+        """An open medium of the same name and content, independent of this one."""
+        copy = MemoryMedium(self.name, self.size_bytes)
+        copy._units = dict(self._units)
+        return copy
+
+    @property
+    def stored_extents(self) -> list[int]:
+        """Offsets of the 4 KiB units that were written, in order."""
+        return sorted(unit * _UNIT for unit in self._units)
+
     @property
     def stored_bytes(self) -> int:
         """Bytes that take memory."""
