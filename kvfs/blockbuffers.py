@@ -16,6 +16,7 @@ from kvfs.limits import BLOCK_BYTES
 from kvfs.openfile import BlockBuffer, BlockState, OpenFile
 from kvfs.queuepair import QueuePair
 from kvfs.staging_memory import StagingRoom
+from kvfs.tracebacks import without_text
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class BlockBuffers:
         except KvfsError as error:
             file.poison_with(error)
         except Exception as error:
-            log.exception("WriteBlock failed unexpectedly")
+            log.error("WriteBlock failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - see kvfs.tracebacks
             file.poison_with(InternalError(f"WriteBlock: {type(error).__name__}"))
         finally:
             self.remove(block, departing=True)

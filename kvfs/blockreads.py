@@ -19,6 +19,7 @@ from kvfs.commands import ReadBlock
 from kvfs.errors import InternalError, KvfsError
 from kvfs.limits import BLOCK_BYTES, INODE_HINTS_MAX, LOOK_AHEAD_BLOCKS, READ_CACHE_MAX_BYTES
 from kvfs.queuepair import QueuePair
+from kvfs.tracebacks import without_text
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class BlockReads:
             fetch.error = error
             raise
         except Exception as error:
-            log.exception("ReadBlock failed unexpectedly")
+            log.error("ReadBlock failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - see kvfs.tracebacks
             fetch.error = InternalError(f"ReadBlock: {type(error).__name__}")
             raise fetch.error from error
         finally:

@@ -20,6 +20,7 @@ from kvfs.errors import FileTooLargeError, InternalError, KvfsError
 from kvfs.limits import BLOCK_BYTES, FILE_MAX_BYTES, STAGING_MAX_BYTES
 from kvfs.openfile import BlockState, OpenFile
 from kvfs.queuepair import QueuePair
+from kvfs.tracebacks import without_text
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class Staging:
                 file.poison_with(error)
                 raise
             except Exception as error:
-                log.exception("Commit failed unexpectedly")
+                log.error("Commit failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - see kvfs.tracebacks
                 failure = InternalError(f"Commit: {type(error).__name__}")
                 file.poison_with(failure)
                 raise failure from error

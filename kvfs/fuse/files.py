@@ -88,7 +88,8 @@ class FileHandlers:
             if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
                 file = await self.state.file_for_writing(inode)
                 await self.state.staging.truncate(file, 0)
-            return self._handle(inode, flags, keep_cache=keep_cache)
+            generation = inode.attributes.generation if inode.staged is None and inode.attributes else 0
+            return self._handle(inode, flags, keep_cache=keep_cache, generation=generation)
         except BaseException:
             await self.state.let_go(inode)
             raise
@@ -115,10 +116,10 @@ class FileHandlers:
                 await state.reads.verify(inode.ino, attributes.size)
         return keep_cache
 
-    def _handle(self, inode: OpenInode, flags: int, *, keep_cache: bool) -> FileInfo:
+    def _handle(self, inode: OpenInode, flags: int, *, keep_cache: bool, generation: int = 0) -> FileInfo:
         """A handle of its own for an acquired inode: write-only ones bypass the kernel's cache."""
         direct = flags & os.O_ACCMODE == os.O_WRONLY
-        number = self.state.table.add(Handle(inode, flags, direct))
+        number = self.state.table.add(Handle(inode, flags, direct, 0 if direct else generation))
         inode.cached_handles += not direct
         return FileInfo(fh=number, direct_io=direct, keep_cache=keep_cache or direct)
 
@@ -136,7 +137,7 @@ class FileHandlers:
         if attributes.size > state.verify_at_open_max_bytes and off == handle.next_offset:
             state.reads.look_ahead(inode.ino, attributes.size, (off + len(data)) // BLOCK_BYTES)
         handle.next_offset = off + len(data)
-        if not handle.flags & os.O_DIRECT:
+        if handle.generation == attributes.generation and not handle.flags & os.O_DIRECT:
             state.hints.note_served(inode.ino, attributes.generation, len(data))
         return data
 
@@ -147,7 +148,9 @@ class FileHandlers:
         inode = handle.inode
         file = inode.file or await self.state.file_for_writing(inode)
         await self.state.staging.write(file, off, buf)
-        inode.wrote_past_cache |= handle.direct
+        if handle.direct and inode.cached_handles:
+            # The kernel dropped the range before this request; a reader may have brought older bytes back since.
+            self.state.invalidations.inode(inode.ino)
         return len(buf)
 
     @guarded(Context.WRITE)
@@ -171,4 +174,6 @@ class FileHandlers:
         handle = self.state.table.remove(fh)
         assert isinstance(handle, Handle)
         handle.inode.cached_handles -= not handle.direct
+        if handle.generation:
+            self.state.hints.note_served(handle.inode.ino, handle.generation, 0)
         await self.state.let_go(handle.inode)

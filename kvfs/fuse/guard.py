@@ -16,6 +16,7 @@ from pyfuse3 import FUSEError
 
 from kvfs.errors import KvfsError, Status
 from kvfs.fuse.errno_map import Context, errno_for
+from kvfs.tracebacks import without_text
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ def guarded(context: Context) -> Callable[[Handler[S, P, T]], Handler[S, P, T]]:
                 if error.status in _LOGGED:
                     log.warning("%s: %s", operation, error.status.name)
                 raise FUSEError(errno_for(error.status, context)) from None
-            except Exception:
+            except Exception as error:
                 internal_errors[operation] += 1
-                log.exception("%s failed: a bug of ours, the caller sees EIO", operation)
+                log.error("%s failed, a bug of ours, the caller sees EIO: %s", operation, without_text(error))  # noqa: TRY400
                 raise FUSEError(errno.EIO) from None
 
         return cast("Handler[S, P, T]", guard)

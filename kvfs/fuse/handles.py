@@ -32,8 +32,6 @@ class OpenInode:
     handles: int = 0
     cached_handles: int = 0
     """Handles that read through the kernel's page cache."""
-    wrote_past_cache: bool = False
-    """A direct handle wrote since the last commit: cached handles may hold older bytes."""
     unlinked: bool = False
     """The daemon keeps the object only because this mount has it open."""
 
@@ -52,6 +50,8 @@ class Handle:
     flags: int
     direct: bool
     """It was opened with direct_io: the kernel caches nothing for it."""
+    generation: int = 0
+    """Generation of the data that the kernel may cache through this handle; 0 = none."""
     next_offset: int = 0
     """Where a sequential reader reads next."""
 
@@ -228,6 +228,8 @@ class RemovedDirectories:
 @dataclass(slots=True)
 class _Hint:
     generation: int
+    confirmed: bool = False
+    """The kernel has dropped what it had of older generations."""
     served_bytes: int = 0
 
 
@@ -239,11 +241,15 @@ class CacheHints:
     _hints: OrderedDict[int, _Hint] = field(default_factory=OrderedDict)
 
     def note_open(self, ino: int, generation: int) -> bool:
-        """A file is opened -> whether what the kernel has cached of it is of this generation."""
+        """A file is opened -> whether what the kernel has cached of it is of this generation.
+
+        The first opens of a generation make the kernel drop older data. It does so after our reply, at its own pace,
+        so later opens may keep what is cached only when a read or release of one of those has come (`note_served`).
+        """
         hint = self._hints.get(ino)
         if hint is not None and hint.generation == generation:
             self._hints.move_to_end(ino)
-            return True
+            return hint.confirmed
         self._hints[ino] = _Hint(generation)
         self._hints.move_to_end(ino)
         if len(self._hints) > self.max_inodes:
@@ -251,9 +257,10 @@ class CacheHints:
         return False
 
     def note_served(self, ino: int, generation: int, count: int) -> None:
-        """`count` bytes went into the page cache."""
+        """A handle that was opened for `generation` read `count` bytes into the page cache, or was released (0)."""
         hint = self._hints.get(ino)
         if hint is not None and hint.generation == generation:
+            hint.confirmed = True
             hint.served_bytes += count
 
     def is_served(self, ino: int, generation: int, size: int) -> bool:

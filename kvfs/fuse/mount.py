@@ -151,15 +151,21 @@ async def serve(
     written and not closed. Raises ConfigError before anything is mounted.
     """
     target = check_mountable(mountpoint, options)
+    refusal: ConfigError | None = None
     async with trio.open_nursery() as nursery:
         state = _new_state(queue_pair, nursery, options)
         operations = Operations(state)
-        async with _mounted(operations, target, options):
-            nursery.start_soon(state.invalidations.run)
-            nursery.start_soon(follow_events, state)
-            nursery.start_soon(_announce, operations, target, options, started)
-            await _run_session()
+        try:
+            async with _mounted(operations, target, options):
+                nursery.start_soon(state.invalidations.run)
+                nursery.start_soon(follow_events, state)
+                nursery.start_soon(_announce, operations, target, options, started)
+                await _run_session()
+        except ConfigError as error:
+            refusal = error  # raised outside, where no nursery wraps it
         nursery.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal
 
 
 def _new_state(queue_pair: QueuePair, nursery: trio.Nursery, options: MountOptions) -> MountState:

@@ -29,6 +29,7 @@ from kvfs.limits import BLOCK_BYTES, NAME_MAX_BYTES, VERIFY_AT_OPEN_MAX_BYTES
 from kvfs.openfile import OpenFile
 from kvfs.queuepair import QueuePair
 from kvfs.staging import Staging
+from kvfs.tracebacks import without_text
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,6 @@ class MountState:
         inode = self.table.get(file.ino)
         if inode is not None:
             inode.attributes = file.committed
-            if inode.wrote_past_cache and inode.cached_handles:
-                self.invalidations.inode(file.ino)
-            inode.wrote_past_cache = False
 
     async def let_go(self, inode: OpenInode) -> None:
         """One handle less; the last one stores or drops what is staged. Never raises KvfsError: nobody would see it."""
@@ -168,8 +166,8 @@ class MountState:
                 await self._drop(file)
         except KvfsError as error:
             log.warning("closing an object failed: %s", error.status.name)
-        except Exception:
-            log.exception("closing an object failed unexpectedly")
+        except Exception as error:
+            log.error("closing an object failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - kvfs.tracebacks
             inode.file = None
         if inode.handles == 1 and (not file.dirty or file.unlinked):
             inode.file = None

@@ -64,6 +64,8 @@ def obey(dpu: FakeDpu, order: dict[str, Any]) -> Any:
         case {"clear": _}:
             dpu.clear_faults()
             handler_faults.clear()
+        case {"hold": command}:
+            dpu.holds[command] = trio.Event()
         case {"calls": _}:
             calls = dict(dpu.calls)
             dpu.calls.clear()

@@ -68,4 +68,8 @@ async def test_texts_of_errors_stay_out_of_the_log(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.DEBUG)
     await outcome(BadRecordError("secret-model-name"))
     assert "BAD_RECORD" in caplog.text
+    error = KeyError(b"secret-model-name")
+    error.__cause__ = ValueError("secret-model-name")
+    await outcome(error)
+    assert "ValueError\nfollowed by KeyError\n" in caplog.text
     assert "secret-model-name" not in caplog.text

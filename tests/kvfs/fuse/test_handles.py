@@ -18,9 +18,20 @@ def attributes(ino: int) -> Attributes:
 def test_cached_data_is_kept_for_the_same_generation_only() -> None:
     hints = CacheHints()
     assert not hints.note_open(5, 1)
+    hints.note_served(5, 1, 0)
     assert hints.note_open(5, 1)
     assert not hints.note_open(5, 2)
     assert not hints.note_open(5, 1)
+
+
+def test_cached_data_is_not_kept_before_the_kernel_has_surely_dropped_the_old() -> None:
+    hints = CacheHints()
+    assert not hints.note_open(5, 1)
+    assert not hints.note_open(5, 1)  # a second open while the first is on its way
+    hints.note_served(5, 7, 100)  # a handle of another generation proves nothing
+    assert not hints.note_open(5, 1)
+    hints.note_served(5, 1, 100)
+    assert hints.note_open(5, 1)
 
 
 def test_a_file_is_served_when_as_many_bytes_as_it_has_went_out_in_this_generation() -> None:
@@ -39,6 +50,7 @@ def test_hints_are_bounded() -> None:
     hints = CacheHints(max_inodes=3)
     for ino in range(10):
         hints.note_open(ino, 1)
+        hints.note_served(ino, 1, 0)
     assert [hints.note_open(ino, 1) for ino in (9, 8, 7)] == [True] * 3
     assert not hints.note_open(0, 1)
 

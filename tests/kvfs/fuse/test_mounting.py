@@ -16,6 +16,8 @@ import pytest
 from kvfs.errors import ConfigError
 from kvfs.fuse import mount as mount_module
 from kvfs.fuse.mount import MountedAt, MountOptions, check_mountable, mount_at, mounts
+from kvfs.limits import DRAIN_DEADLINE_MS
+from tests.kvfs.fake_dpu import FakeDpu
 from tests.kvfs.fuse.conftest import ServedMount, code_of, write_new
 
 
@@ -99,6 +101,33 @@ def test_a_signal_unmounts_and_publishes_nothing_that_was_not_closed(mount: Serv
     assert code_of(os.write, descriptor, b"z") in ("ENOTCONN", "ECONNABORTED")
     assert code_of(os.close, descriptor) == "ENOTCONN"
     assert "Traceback" not in mount.log.read_text()
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_a_request_that_hangs_holds_the_unmounting_up_for_a_bounded_time(mount: ServedMount) -> None:
+    mount.order(hold="MakeNode")
+    command = [sys.executable, "-c", f"import os; os.mkdir({str(mount.path / 'd')!r})"]
+    client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while mount.order(calls=True).get("MakeNode", 0) == 0:
+        time.sleep(0.01)
+    mount.child.send_signal(signal.SIGTERM)
+    assert mount.child.wait(DRAIN_DEADLINE_MS / 1000 + 5) == 0
+    assert client.wait(5) != 0
+    assert mount_at(str(mount.path)) is None
+
+
+async def test_a_mount_that_the_kernel_refuses_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("fuse_session_mount failed")
+
+    monkeypatch.setattr(mount_module.pyfuse3, "init", refuse)
+    monkeypatch.setattr(mount_module, "_FUSE_DEVICE", tmp_path)
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ConfigError, match=r"mounting at .* failed"):
+        await mount_module.serve(FakeDpu(), str(tmp_path / "m"), MountOptions(allow_other=os.geteuid() == 0))
 
 
 @pytest.mark.mount
