@@ -8,6 +8,7 @@ one record buffer, a read also the plaintext that it hands on. Only `schedule` a
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -348,7 +349,7 @@ def release_plaintext(path: DataPath, verified: Verified) -> None:
 
 def _give_back(pool: BufferPool, view: memoryview) -> None:
     buffer = view.obj
-    if not isinstance(buffer, bytearray):
+    if not isinstance(buffer, mmap.mmap):
         raise InternalError(f"a {type(buffer).__name__} is no pooled buffer")
     pool.release(buffer)
 

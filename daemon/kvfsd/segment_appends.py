@@ -144,6 +144,7 @@ class SegmentAppender:
         try:
             if not space.was_trimmed(segment.number):
                 await space.medium.trim(offset, space.superblock.segment_bytes)
+            await space.medium.reserve(offset, space.superblock.segment_bytes)
             await space.medium.write(offset, memoryview(space.header_of(segment).pack()))
         except BaseException:
             self.close(space, segment)

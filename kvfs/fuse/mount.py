@@ -20,6 +20,7 @@ import trio
 
 from kvfs.blockreads import BlockReads
 from kvfs.errors import ConfigError
+from kvfs.fuse.allocator import keep_large_allocations
 from kvfs.fuse.events import follow_events
 from kvfs.fuse.invalidation import fuse_descriptors
 from kvfs.fuse.operations import Operations
@@ -151,6 +152,8 @@ async def serve(
     written and not closed. Raises ConfigError before anything is mounted.
     """
     target = check_mountable(mountpoint, options)
+    if not os.environ.get("NOMALLOPT"):
+        keep_large_allocations()
     refusal: ConfigError | None = None
     async with trio.open_nursery() as nursery:
         state = _new_state(queue_pair, nursery, options)

@@ -51,6 +51,10 @@ class UnlockedFile:
         """Refused."""
         raise NotPermittedError(f"medium {self.name}: opened for inspection only")
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """Refused."""
+        raise NotPermittedError(f"medium {self.name}: opened for inspection only")
+
     async def flush(self) -> None:
         """Nothing to do."""
 

@@ -43,6 +43,10 @@ class AppendOnlyMedium:
             self._ends[segment] = within + len(data)
         await self._inner.write(offset, data)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """As the medium behind it."""
+        await self._inner.reserve(offset, length)
+
     async def flush(self) -> None:
         """As the medium behind it."""
         await self._inner.flush()

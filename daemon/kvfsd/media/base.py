@@ -44,6 +44,13 @@ class Medium(Protocol):
         """Write all of `data` at `offset`. It survives the process, not yet a power loss."""
         ...
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """The range is about to be written piece by piece: find room for all of it now, if the medium can.
+
+        Raises `PoolFullError` if there is none. Content of the range is undefined until it is written, or zeros.
+        """
+        ...
+
     async def flush(self) -> None:
         """Everything written before survives a power loss once this returns."""
         ...

@@ -120,6 +120,10 @@ class FaultyMedium:
         elif fault.kind is FaultKind.TORN:
             await self._write_torn(fault, offset, data)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """As the medium behind it."""
+        await self._inner.reserve(offset, length)
+
     async def flush(self) -> None:
         """Flush, or so it seems."""
         if await self._struck(Operation.FLUSH, 0, 0) is None:

@@ -50,6 +50,10 @@ class MemoryMedium:
         for start in range(0, len(data), _UNIT):
             self._units[(offset + start) // _UNIT] = bytes(data[start : start + _UNIT])
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """Nothing to do: memory is found at each write."""
+        self._check("reserve", offset, length)
+
     async def flush(self) -> None:
         """Nothing to do: see `VolatileMedium` for writes that are not safe yet."""
         self._check("flush", 0, _UNIT)
