@@ -24,12 +24,21 @@ PURPOSE_NAMES: Final = b"kvfs/v1/names-siv"
 """A tenant's names key (epoch 0) -> its AES-SIV key pair."""
 PURPOSE_SLOT_WRAP: Final = b"kvfs/v1/slot-wrap"
 """Slot key -> key that wraps one DEK or names key."""
+PURPOSE_SYSTEM: Final = b"kvfs/v1/system"
+"""Slot key -> key in place of a DEK for the system records, which carry all other keys and so cannot lie under them."""
 PURPOSE_KEK_WRAP: Final = b"kvfs/v1/kek-wrap"
 """KEK -> key that wraps the slot keys of one key file."""
 PURPOSE_KEK_CHECK: Final = b"kvfs/v1/kek-check"
 """KEK -> public value that tells a wrong KEK from a damaged key file."""
 
-PURPOSES: Final = (PURPOSE_RECORD, PURPOSE_NAMES, PURPOSE_SLOT_WRAP, PURPOSE_KEK_WRAP, PURPOSE_KEK_CHECK)
+PURPOSES: Final = (
+    PURPOSE_RECORD,
+    PURPOSE_NAMES,
+    PURPOSE_SLOT_WRAP,
+    PURPOSE_SYSTEM,
+    PURPOSE_KEK_WRAP,
+    PURPOSE_KEK_CHECK,
+)
 
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -90,6 +99,11 @@ def slot_wrap_key(slot_key: bytes, pool: bytes, slot: tuple[int, int], salt: byt
     """The key that wraps the key of `slot` = (tenant, epoch); `salt` is fresh for each wrapping."""
     info = PURPOSE_SLOT_WRAP + _need(pool, UUID_BYTES, "pool uuid") + _u32(slot[0]) + _u32(slot[1])
     return expand(slot_key, info + _need(salt, SALT_BYTES, "slot salt"), KEY_BYTES)
+
+
+def system_key(slot_key: bytes, pool: bytes) -> bytes:
+    """The key that the record keys of `pool`'s system records are derived from, as from a DEK."""
+    return expand(slot_key, PURPOSE_SYSTEM + _need(pool, UUID_BYTES, "pool uuid"), KEY_BYTES)
 
 
 def kek_wrap_key(kek: bytes, pool: bytes, salt: bytes) -> bytes:

@@ -3,8 +3,9 @@
     slot key  (key file beside the KEK)  wraps  KeySlot(tenant, epoch)   rows in the catalog and in the metadata log
     DEK       (epoch >= 1)               derives  the key of each record
     names key (epoch 0)                  derives  the AES-SIV key of names, xattrs, link targets
+    slot key                             derives  the keys of the system records, which carry all slots
 
-Tenant 0 is the system: its names key seals the tenants' names, its DEK the system records.
+Tenant 0 is the system: its names key seals the tenants' names, its DEK seals nothing yet.
 Nothing here is written anywhere: the caller puts the slots it is given into the catalog, in one transaction.
 """
 
@@ -25,6 +26,9 @@ from kvfsd.ports import Randomness
 SYSTEM_TENANT: Final = 0
 NAMES_EPOCH: Final = 0
 FIRST_EPOCH: Final = 1
+SYSTEM_RECORD_EPOCH: Final = 0
+"""Epoch of a system record: it is under no DEK."""
+SYSTEM_RECORD_OBJECT: Final = 0
 
 SLOT_VERSION: Final = 1
 WRAPPED_BYTES: Final = 1 + kdf.SALT_BYTES + kdf.KEY_BYTES + 16
@@ -175,7 +179,10 @@ class KeyRing:
         return Rewrap(tenant, slot_key, tuple(self._wrap_all(slot_key, exclude=tenant)))
 
     def adopt(self, rewrap: Rewrap) -> None:
-        """Use the new slot key from here on, and forget the shredded tenant."""
+        """Use the new slot key from here on, and forget the shredded tenant: at once when `rewrap` is committed.
+
+        What would be wrapped with the old key after that does not fit the other rows any more.
+        """
         self.slot_key = rewrap.slot_key
         self.forget_tenant(rewrap.tenant)
 
@@ -230,6 +237,12 @@ def unwrap(slot_key: bytes, pool: bytes, slot: KeySlot) -> bytes:
         ) from None
 
 
+def system_record_key(slot_key: bytes, pool: bytes, generation: int, salt: bytes) -> bytes:
+    """The 32-byte key of one system record of `pool`: to be had with the slot key alone, without any slot."""
+    owner = (SYSTEM_TENANT, SYSTEM_RECORD_OBJECT, generation)
+    return kdf.record_key(kdf.system_key(slot_key, pool), kdf.record_prefix(pool), owner, salt)
+
+
 def _slot_identity(pool: bytes, owner: tuple[int, int]) -> bytes:
     return b"kvfs/v1/slot" + pool + owner[0].to_bytes(4, "little") + owner[1].to_bytes(4, "little")
 
@@ -237,15 +250,16 @@ def _slot_identity(pool: bytes, owner: tuple[int, int]) -> bytes:
 async def shred(ring: KeyRing, store: SlotKeyStore, tenant: int, publish: Callable[[Rewrap], Awaitable[None]]) -> None:
     """Make everything of `tenant` unreadable for ever, whatever its size (docs/adr/0002-sealing.md, shred).
 
-    `publish` replaces all slot rows in one transaction, and returns when that and the new slots in the metadata log
-    survive a power loss. A crash at any point leaves a pool that :func:`settle` brings to before or after. The caller
-    lets no other tenant be created or rotated meanwhile.
+    `publish` puts a system snapshot of the new slots, sealed under the new slot key, on the media; only then replaces
+    all slot rows in one transaction, and calls `ring.adopt` with no wait after it; and returns when both survive a
+    power loss. A crash at any point leaves a pool that :func:`settle` brings to before or after, and media from which a
+    rebuild does the same: as long as the key file has both slot keys, either snapshot opens.
+    `kvfsd.shredding` has the one that is used.
     """
     rewrap = ring.plan_shred(tenant)
     store.propose(rewrap.slot_key)
     await publish(rewrap)
     store.settle(rewrap.slot_key)
-    ring.adopt(rewrap)
 
 
 def settle(pool: bytes, candidates: tuple[bytes, ...], slots: Iterable[KeySlot], randomness: Randomness) -> KeyRing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import trio
 
@@ -40,6 +40,8 @@ COMPACT_FACTOR: Final = 4
 COMPACT_MIN_BYTES: Final = 16 * limits.MIB
 """... and larger than this."""
 SYSTEM_TENANT: Final = 0
+_NOT_WRITTEN: Final = -1
+"""A system version that no catalog has: the system records are written again."""
 
 
 class LogPayload(NamedTuple):
@@ -57,6 +59,23 @@ class SealedLogPayload(NamedTuple):
 
     epoch: int
     record: memoryview
+
+
+Seal: TypeAlias = Callable[[LogPayload], SealedLogPayload]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemReplacement:
+    """System records to be written in place of the ones before, together with a change of the catalog.
+
+    The records are on stable storage before `commit` changes the catalog, in the transaction that refers to them;
+    `committed` is called with no wait after that transaction.
+    """
+
+    tenants: Callable[[], Sequence[SystemTenant]]
+    seal: Seal
+    commit: Callable[[], None]
+    committed: Callable[[], None]
 
 
 class LogStore(Protocol):
@@ -78,7 +97,7 @@ class LogPorts:
     """What the log is given: `seal` (keys), `place` (media for a tenant's log), `flush` (media, then catalog)."""
 
     store: LogStore
-    seal: Callable[[LogPayload], SealedLogPayload]
+    seal: Seal
     place: Callable[[int], Sequence[int]]
     flush: Callable[[], Awaitable[None]]
 
@@ -157,7 +176,7 @@ class MetadataLog:
         generation = self._database.next_generation()
         payload = encode_batch(self._rows.state(tenant).head_generation, [blob for _, blob in pending])
         sealing = LogPayload(RecordType.METADATA_LOG, tenant, 0, generation, payload)
-        locations = await self._append(sealing, SegmentKind.METADATA_LOG)
+        locations = await self._append(sealing, self._ports.seal, SegmentKind.METADATA_LOG)
         try:
             if not self._rows.is_active(tenant):
                 return False  # deleted meanwhile: the record is garbage in its segment
@@ -168,8 +187,8 @@ class MetadataLog:
         self._note_snapshot(tenant, pending[-1][0], generation, len(payload))
         return True
 
-    async def _append(self, sealing: LogPayload, kind: SegmentKind) -> tuple[Location, ...]:
-        sealed = self._ports.seal(sealing)
+    async def _append(self, sealing: LogPayload, seal: Seal, kind: SegmentKind) -> tuple[Location, ...]:
+        sealed = seal(sealing)
         media = self._ports.place(sealing.tenant)
         return await self._ports.store.append(sealing.tenant, sealed.epoch, media, sealed.record, kind)
 
@@ -245,25 +264,43 @@ class MetadataLog:
         async with self._lock:
             await self._write_system()
 
+    async def replace_system(self, replacement: SystemReplacement) -> None:
+        """Write these system records instead, as `write_system` does, and change the catalog with them.
+
+        Nothing else is written to the log meanwhile. If it is cut off, the next drain writes the system records of the
+        catalog as it then is, so that a newer one that does not count never stays the newest.
+        """
+        async with self._lock:
+            with self._catalog.transaction():
+                self._database.set_meta(META_SYSTEM_WRITTEN, _NOT_WRITTEN)
+            await self._ports.flush()
+            await self._write_system(replacement)
+
     async def _write_system_if_changed(self) -> None:
         if self._database.meta(META_SYSTEM_VERSION) != self._database.meta(META_SYSTEM_WRITTEN):
             await self._write_system()
 
-    async def _write_system(self) -> None:
+    async def _write_system(self, replacement: SystemReplacement | None = None) -> None:
+        asked = replacement or SystemReplacement(
+            tenants=lambda: system_tenants(self._catalog),
+            seal=self._ports.seal,
+            commit=_nothing,
+            committed=_nothing,
+        )
         records: list[LogRecord] = []
         try:
-            await self._append_system(records)
+            await self._append_system(asked, records)
         finally:
             for record in records:
                 self._ports.store.settle(record.locations)
 
-    async def _append_system(self, records: list[LogRecord]) -> None:
+    async def _append_system(self, asked: SystemReplacement, records: list[LogRecord]) -> None:
         version = self._database.meta(META_SYSTEM_VERSION)
         snapshot = self._database.next_generation()
-        for part, payload in enumerate(encode_system(snapshot, system_tenants(self._catalog))):
+        for part, payload in enumerate(encode_system(snapshot, asked.tenants())):
             generation = snapshot if part == 0 else self._database.next_generation()
             sealing = LogPayload(RecordType.SYSTEM, SYSTEM_TENANT, part, generation, payload)
-            locations = await self._append(sealing, SegmentKind.SYSTEM)
+            locations = await self._append(sealing, asked.seal, SegmentKind.SYSTEM)
             records.append(LogRecord(SYSTEM_TENANT, generation, len(payload), locations))
         await self._ports.flush()
         with self._catalog.transaction():
@@ -271,7 +308,16 @@ class MetadataLog:
                 pass
             for record in records:
                 self._rows.add_record(record)
-            self._database.set_meta(META_SYSTEM_WRITTEN, version)
+            as_read = self._database.meta(META_SYSTEM_VERSION) == version
+            asked.commit()
+            self._database.set_meta(
+                META_SYSTEM_WRITTEN, self._database.meta(META_SYSTEM_VERSION) if as_read else _NOT_WRITTEN
+            )
+        asked.committed()
+
+
+def _nothing() -> None:
+    """The catalog does not change with the system records."""
 
 
 def system_tenants(catalog: Catalog) -> list[SystemTenant]:

@@ -17,7 +17,7 @@ import msgspec
 import xxhash
 
 from kvfs import limits
-from kvfs.errors import ConfigError, FormatError, NotFoundError
+from kvfs.errors import ConfigError, FormatError, InvalidArgumentError, NotFoundError
 from kvfsd.kek import sync_directory
 
 VERSION: Final = 1
@@ -73,6 +73,23 @@ class _Version(msgspec.Struct, frozen=True):
 def absolute(directory: Path) -> Path:
     """`directory` from the root, links not followed: the name people will see in errors."""
     return Path(os.path.abspath(directory))
+
+
+def stored_path(path: Path, directory: Path) -> str:
+    """A medium's path as the pool file of `directory` (absolute) keeps it.
+
+    Inside it, it is relative, so that they move together. InvalidArgumentError if it is not UTF-8.
+    """
+    full = path.absolute()
+    return utf8_text(full.relative_to(directory) if full.is_relative_to(directory) else full)
+
+
+def utf8_text(path: Path) -> str:
+    """`path` as text; InvalidArgumentError if it is not UTF-8."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeError:
+        raise InvalidArgumentError(f"path {str(path)!r} is not UTF-8") from None
 
 
 def encode(pool_file: PoolFile) -> bytes:

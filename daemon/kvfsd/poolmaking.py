@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kvfs.errors import ConfigError, ExistsError, InvalidArgumentError
+from kvfs.errors import ConfigError, ExistsError
 from kvfsd import directories, poolfile
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.rows import MediumRow
@@ -18,7 +18,7 @@ from kvfsd.kek import KekSource
 from kvfsd.keyfile import SlotKeyFile
 from kvfsd.keys import SYSTEM_TENANT, KeyRing
 from kvfsd.pool import CATALOG_NAME, Pool, PoolParts, key_warnings
-from kvfsd.poolfile import KekEntry, MediumEntry, PoolFile, absolute
+from kvfsd.poolfile import KekEntry, MediumEntry, PoolFile, absolute, stored_path, utf8_text
 from kvfsd.poollock import NAME as LOCK_NAME
 from kvfsd.poollock import PoolLock
 from kvfsd.poolmedia import (
@@ -123,15 +123,14 @@ def _key_directory(directory: Path) -> Path:
 
 
 def _pool_file(directory: Path, plan: PoolPlan, source: KekSource, randomness: Randomness) -> PoolFile:
-    beside = source.path.absolute().parent if source.path is not None else directories.keys()
     entries = tuple(
-        MediumEntry(index=index, uuid=_fresh_uuid(randomness), path=_text(_relative(spec.path, directory)))
+        MediumEntry(index=index, uuid=_fresh_uuid(randomness), path=stored_path(spec.path, directory))
         for index, spec in enumerate(plan.media)
     )
     return PoolFile(
         uuid=_fresh_uuid(randomness),
         replicas=plan.replicas,
-        key_directory=_text((plan.key_directory or beside).absolute()),
+        key_directory=utf8_text((plan.key_directory or key_directory_of(source)).absolute()),
         kek=KekEntry(kind=source.origin[0], name=source.origin[1]),
         media=entries,
     )
@@ -141,16 +140,9 @@ def _fresh_uuid(randomness: Randomness) -> str:
     return str(uuid.UUID(bytes=randomness.token(16), version=4))
 
 
-def _relative(path: Path, directory: Path) -> Path:
-    absolute = path.absolute()
-    return absolute.relative_to(directory) if absolute.is_relative_to(directory) else absolute
-
-
-def _text(path: Path) -> str:
-    try:
-        return str(path).encode().decode()
-    except UnicodeError:
-        raise InvalidArgumentError(f"path {str(path)!r} is not UTF-8") from None
+def key_directory_of(source: KekSource) -> Path:
+    """Where the key file of a pool lies unless another place is named: beside the KEK, or with the user's keys."""
+    return source.path.absolute().parent if source.path is not None else directories.keys()
 
 
 async def _make_media(
@@ -158,7 +150,9 @@ async def _make_media(
 ) -> list[PoolMedium]:
     made = []
     for spec, entry in zip(plan.media, file.media, strict=True):
-        identity = MediumIdentity(file.pool, uuid.UUID(hex=entry.uuid).bytes, entry.index, plan.segment_bytes)
+        identity = MediumIdentity(
+            file.pool, uuid.UUID(hex=entry.uuid).bytes, entry.index, plan.segment_bytes, plan.replicas
+        )
         made.append(await make_medium(driver, spec, identity, undo))
     return made
 

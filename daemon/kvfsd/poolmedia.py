@@ -124,6 +124,7 @@ async def make_medium(
         segment_bytes=identity.segment_bytes or default_segment_bytes(medium.size_bytes),
         weight=spec.weight or max(1, medium.size_bytes // WEIGHT_UNIT_BYTES),
         failure_domain=spec.failure_domain,
+        replicas=identity.replicas,
     )
     found = await format_medium(medium, superblock)
     undo.push_async_callback(_unformat, medium)
@@ -132,12 +133,13 @@ async def make_medium(
 
 @dataclass(frozen=True, slots=True)
 class MediumIdentity:
-    """Who a medium is; `segment_bytes` None = the default for its size."""
+    """Who a medium is; `segment_bytes` None = the default for its size; `replicas` are those of its pool."""
 
     pool: bytes
     medium: bytes
     index: int
     segment_bytes: int | None
+    replicas: int
 
 
 async def open_media(
@@ -146,7 +148,7 @@ async def open_media(
     """Every medium of the pool by index, and warnings; whatever was opened is closed again if one is refused.
 
     Raises:
-        MediumUnavailableError: a medium is missing or does not answer.
+        MediumUnavailableError: a medium is missing or does not answer; the text says what can be done.
         FormatError: it is no medium, another pool's, another one of this pool, damaged, or too new.
         NotPermittedError: it may only be read by this version.
         PoolBusyError: another process has it open.
@@ -158,7 +160,7 @@ async def open_media(
             medium = _open_one(driver, entry, read_only=read_only)
             undo.push_async_callback(medium.aclose)
             found = await read_superblock(medium)
-            _check_identity(medium.name, found.superblock, pool, entries, entry)
+            check_identity(medium.name, found.superblock, pool, entries, entry)
             if found.superblock.read_only and not read_only:
                 raise NotPermittedError(f"medium {medium.name} uses features of a newer kvfs: open the pool read-only")
             if found.damage:
@@ -172,12 +174,16 @@ def _open_one(driver: MediaDriver, entry: MediumEntry, *, read_only: bool) -> Me
     try:
         return driver.open(Path(entry.path), read_only=read_only)
     except MediumUnavailableError as error:
-        raise MediumUnavailableError(f"medium {entry.index} of the pool is missing: {error}") from error
+        raise MediumUnavailableError(
+            f"medium {entry.index} of the pool is missing: {error}; bring it back, or if it lies elsewhere now: "
+            f"kvfsctl pool relocate POOL {entry.index} PATH; if it is lost, see docs/OPERATIONS.md, a lost medium"
+        ) from error
 
 
-def _check_identity(
+def check_identity(
     name: str, superblock: Superblock, pool: bytes, entries: Sequence[MediumEntry], entry: MediumEntry
 ) -> None:
+    """FormatError unless `superblock` is that of `entry`; the text says whose it is, if it is one of `entries`."""
     if superblock.pool != pool:
         raise FormatError(
             f"medium {name} is foreign: it belongs to pool {uuid.UUID(bytes=superblock.pool)}, "

@@ -10,9 +10,10 @@ from pathlib import Path
 import trio
 
 from kvfs import limits
-from kvfsd import kdf, sealing
+from kvfsd import kdf, keys, sealing
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.media.superblocks import format_medium
+from kvfsd.ondisk.metalog import SystemTenant, encode_system
 from kvfsd.ondisk.record import RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader, SegmentKind
 from kvfsd.ondisk.superblock import Superblock
@@ -20,7 +21,7 @@ from kvfsd.ondisk.superblock import Superblock
 FOLDER = Path(__file__).parent
 POOL = bytes(range(16))
 MEDIUM = bytes(range(16, 32))
-DEK = bytes(range(32))
+DEK = SLOT_KEY = bytes(range(32))
 SALT = bytes(range(100, 116))
 LINE_BYTES = 32
 
@@ -32,9 +33,11 @@ SUPERBLOCK = Superblock(
     segment_bytes=limits.SEGMENT_MIN_BYTES,
     weight=3,
     failure_domain="rack-1",
+    replicas=2,
 )
 PAYLOADS = (b"kvfs test vector", bytes(range(250)) * 20)
 """Blocks 3 and 4 of object 42 of tenant 7, generations 1001 and 1002."""
+SYSTEM_GENERATION = 1003
 
 
 def identity_of(number: int) -> RecordIdentity:
@@ -65,25 +68,61 @@ def sealed(number: int) -> tuple[bytes, bytes]:
     return bytes(out), record.tag
 
 
+def slot(tenant: int, epoch: int) -> tuple[int, bytes]:
+    """A key slot of the system snapshot: the DEK, or a names key of the same octets, wrapped with the slot key."""
+    return epoch, keys.wrap(SLOT_KEY, POOL, (tenant, epoch), DEK, SALT).wrapped
+
+
+def system_snapshot() -> tuple[RecordIdentity, bytes]:
+    """Identity and payload of the system record: tenants 0 and 7; tenant 7 is named `blue`."""
+    sealer = keys.NameSealer(kdf.names_key(DEK, POOL, 0))
+    blue = SystemTenant(7, sealer.seal_name(0, b"blue"), 1 << 40, 1000, 2, 1, 10**18, [slot(7, 0), slot(7, 1)])
+    system = SystemTenant(0, b"", 0, 0, 0, 0, 0, [slot(0, 0), slot(0, 1)])
+    (payload,) = encode_system(SYSTEM_GENERATION, [system, blue])
+    identity = RecordIdentity(POOL, RecordType.SYSTEM, 0, 0, 0, 0, SYSTEM_GENERATION, len(payload))
+    return identity, payload
+
+
+def sealed_system() -> bytes:
+    """The system record."""
+    identity, payload = system_snapshot()
+    out = bytearray(record_bytes(identity.length))
+    key = keys.system_record_key(SLOT_KEY, POOL, identity.generation, SALT)
+    sealing.seal(key, identity, SALT, payload, memoryview(out))
+    return bytes(out)
+
+
+def segment_header(segment: int, kind: SegmentKind, tenant: int, epoch: int) -> SegmentHeader:
+    """Header of a segment of the image."""
+    return SegmentHeader(
+        kind=kind,
+        pool=POOL,
+        medium=MEDIUM,
+        medium_index=SUPERBLOCK.medium_index,
+        segment=segment,
+        tenant=tenant,
+        epoch=epoch,
+    )
+
+
+def segments() -> list[list[bytes]]:
+    """What is written to segments 0 and 1, in order."""
+    data = segment_header(0, SegmentKind.DATA, 7, 1).pack()
+    system = segment_header(1, SegmentKind.SYSTEM, 0, 0).pack()
+    return [[data, sealed(0)[0], sealed(1)[0]], [system, sealed_system()]]
+
+
 def medium_image() -> bytes:
     """The 32 MiB of `medium-v1.txt`."""
 
     async def make() -> bytes:
         medium = MemoryMedium("golden", SUPERBLOCK.size_bytes)
         await format_medium(medium, SUPERBLOCK)
-        offset = SUPERBLOCK.segment_offset(0)
-        header = SegmentHeader(
-            kind=SegmentKind.DATA,
-            pool=POOL,
-            medium=MEDIUM,
-            medium_index=SUPERBLOCK.medium_index,
-            segment=0,
-            tenant=7,
-            epoch=1,
-        )
-        for piece in (header.pack(), sealed(0)[0], sealed(1)[0]):
-            await medium.write(offset, memoryview(piece))
-            offset += len(piece)
+        for segment, pieces in enumerate(segments()):
+            offset = SUPERBLOCK.segment_offset(segment)
+            for piece in pieces:
+                await medium.write(offset, memoryview(piece))
+                offset += len(piece)
         image = bytearray(SUPERBLOCK.size_bytes)
         await medium.read_into(0, memoryview(image))
         return bytes(image)

@@ -92,10 +92,11 @@ class MemoryStore:
 
 
 def seal(sealing: LogPayload) -> SealedLogPayload:
+    epoch = 0 if sealing.record_type == RecordType.SYSTEM else 1
     identity = RecordIdentity(
-        POOL, sealing.record_type, sealing.tenant, 1, 0, sealing.block, sealing.generation, len(sealing.payload)
+        POOL, sealing.record_type, sealing.tenant, epoch, 0, sealing.block, sealing.generation, len(sealing.payload)
     )
-    return SealedLogPayload(1, memoryview(RecordHeader(identity, bytes(16), 0).pack() + sealing.payload))
+    return SealedLogPayload(epoch, memoryview(RecordHeader(identity, bytes(16), 0).pack() + sealing.payload))
 
 
 class LogWorld(World):

@@ -66,6 +66,7 @@ VECTORS = [
     "10112175e3a223f3c62a274360734a2ecafbad61396a672f34c4b63d66bbd34b"
     "49bd1c2815dd9cc3e4f09d3339c5616b36093793b189df5e2be77a29b607c945",
     "714300e6ba98aa03cec950265d41557a8f07ef041a4ed3b1a569dd8f743ad5ce",
+    "932d2ca2e334d13186fc5f742ae741df5cb956f5000494f24d96fc9d66e32b72",
     "0532d78c668af04e492d7ba53aac16df8840fa568f09d6b3a7bf27011ac7e251",
     "cb0d89bfae528163722dc296f58e31d2",
 ]
@@ -77,6 +78,7 @@ def test_fixed_vectors():
         kdf.record_key(DEK, kdf.record_prefix(POOL), (7, 42, 1001), SALT).hex(),
         kdf.names_key(DEK, POOL, 7).hex(),
         kdf.slot_wrap_key(DEK, POOL, (7, 1), SALT).hex(),
+        kdf.system_key(DEK, POOL).hex(),
         kdf.kek_wrap_key(DEK, POOL, SALT).hex(),
         kdf.kek_check(DEK, POOL).hex(),
     ]
@@ -124,6 +126,7 @@ def test_any_other_field_is_another_record_key(one, other):
         lambda: kdf.record_key(DEK, kdf.record_prefix(POOL), (1, 2, 3), b"short"),
         lambda: kdf.names_key(DEK, POOL + b"x", 1),
         lambda: kdf.slot_wrap_key(DEK, POOL, (1, 1), SALT + b"x"),
+        lambda: kdf.system_key(DEK, b""),
         lambda: kdf.kek_wrap_key(DEK, POOL, b""),
         lambda: kdf.kek_check(DEK, b""),
     ],

@@ -118,6 +118,13 @@ def test_a_slot_is_laid_out_as_documented():
     assert slot == KeySlot(7, 3, b"\x01" + SALT + sealed)
 
 
+def test_a_system_record_opens_with_the_slot_key_alone():
+    """docs/FORMAT.md, 5.1 and 4.3."""
+    system = HKDFExpand(hashes.SHA256(), 32, b"kvfs/v1/system" + POOL).derive(SLOT_KEY)
+    info = b"kvfs/v1/record" + POOL + bytes(4) + bytes(8) + (9).to_bytes(8, "little") + SALT
+    assert keys.system_record_key(SLOT_KEY, POOL, 9, SALT) == HKDFExpand(hashes.SHA256(), 32, info).derive(system)
+
+
 def test_names_are_sealed_as_documented():
     """docs/FORMAT.md, 5.1 and 5.4."""
     root = keys.unwrap(SLOT_KEY, POOL, ring().create_tenant(5)[0])
@@ -218,6 +225,7 @@ def tenants_pool() -> tuple[KeyRing, list[KeySlot]]:
 async def shred_pool(one: KeyRing, store: FakeStore, rows: list[KeySlot]) -> None:
     async def publish(rewrap: keys.Rewrap) -> None:
         rows[:] = rewrap.slots
+        one.adopt(rewrap)
 
     await keys.shred(one, store, 5, publish)
 
@@ -262,6 +270,7 @@ async def test_a_shred_that_is_cut_off_is_before_or_after(step, when):
         if step == "publish" and when == "before":
             raise PowerLossError(step)
         rows[:] = rewrap.slots
+        one.adopt(rewrap)
         if step == "publish":
             raise PowerLossError(step)
 
@@ -269,6 +278,10 @@ async def test_a_shred_that_is_cut_off_is_before_or_after(step, when):
         setattr(store, step, cut(getattr(store, step)))
     with pytest.raises(PowerLossError):
         await keys.shred(one, store, 5, publish)
+    # a process that goes on wraps what fits the rows as they are
+    assert (
+        keys.settle(POOL, store.candidates, [*rows, *one.create_tenant(8)], SeededRandomness(4)).current_epoch(8) == 1
+    )
     recovered = keys.settle(POOL, store.candidates, rows, SeededRandomness(3))
     assert recovered.current_epoch(6) == 2
     shredded = step == "settle" or (step, when) == ("publish", "after")

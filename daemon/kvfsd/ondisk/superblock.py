@@ -23,7 +23,7 @@ DATA_OFFSET_BYTES: Final = limits.MIB
 
 FAILURE_DOMAIN_MAX_BYTES: Final = 64
 UUID_BYTES: Final = 16
-RESERVED_BYTES: Final = 3908
+RESERVED_BYTES: Final = 3904
 
 KNOWN_INCOMPAT: Final = 0
 KNOWN_RO_COMPAT: Final = 0
@@ -49,6 +49,7 @@ LAYOUT: Final = Layout(
         ("sequence", "Q"),
         ("failure_domain_length", "I"),
         ("failure_domain", "64s"),
+        ("replicas", "I"),
         ("reserved", f"{RESERVED_BYTES}s"),
         ("checksum", "Q"),
     ),
@@ -58,6 +59,8 @@ LAYOUT: Final = Layout(
 @dataclass(frozen=True, slots=True)
 class Superblock:
     """One medium of a pool. Sizes in bytes; `weight` is its share in placement, 0 = takes no new records.
+
+    `replicas` is the pool's, so that media alone say how the pool was made.
 
     `sequence` grows by one with each write of a superblock. `reserved` is kept as found, so that a compatible feature
     of a later version survives a rewrite by this one.
@@ -70,6 +73,7 @@ class Superblock:
     segment_bytes: int
     weight: int = 1
     failure_domain: str = ""
+    replicas: int = 1
     sequence: int = 1
     data_offset: int = DATA_OFFSET_BYTES
     incompat: int = 0
@@ -120,6 +124,7 @@ class Superblock:
             self.sequence,
             len(domain),
             domain,
+            self.replicas,
             self.reserved,
         )
         try:
@@ -134,7 +139,7 @@ class Superblock:
         LAYOUT.magic(data, MAGIC, where)
         values = LAYOUT.unpack(data, where)
         (_, version, in_slot, incompat, ro_compat, compat, pool, medium, index, weight) = values[:10]
-        (size, segment_bytes, data_offset, sequence, domain_length, domain, reserved) = values[10:]
+        (size, segment_bytes, data_offset, sequence, domain_length, domain, replicas, reserved) = values[10:]
         if version != VERSION:
             raise UnknownFeatureError(f"{where}: superblock version: want {VERSION}, have {version} (newer kvfs?)")
         check(where, "superblock slot", slot, in_slot)
@@ -151,6 +156,7 @@ class Superblock:
             segment_bytes=segment_bytes,
             weight=weight,
             failure_domain=_failure_domain(domain, domain_length, where),
+            replicas=replicas,
             sequence=sequence,
             data_offset=data_offset,
             incompat=incompat,
@@ -187,6 +193,7 @@ def _failure_domain(field: bytes, length: int, where: str) -> str:
 def _check_geometry(superblock: Superblock, where: str) -> None:
     """FormatError unless sizes and indices are within their limits and fit each other."""
     check_range(where, "superblock medium index", superblock.medium_index, 0, limits.MEDIA_PER_POOL_MAX - 1)
+    check_range(where, "superblock replicas", superblock.replicas, 1, limits.REPLICAS_MAX)
     check_range(where, "superblock sequence", superblock.sequence, 1, 2**63)
     check_range(where, "superblock size", superblock.size_bytes, limits.MEDIUM_MIN_BYTES, 2**63)
     low, high = limits.SEGMENT_MIN_BYTES, limits.SEGMENT_MAX_BYTES

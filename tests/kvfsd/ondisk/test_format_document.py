@@ -102,10 +102,12 @@ def test_vectors():
         ("record_key", kdf.record_key(ROOT, kdf.record_prefix(POOL), (7, 42, 1001), SALT).hex()),
         ("names_key", kdf.names_key(ROOT, POOL, 7).hex()),
         ("slot_wrap_key", kdf.slot_wrap_key(ROOT, POOL, (7, 1), SALT).hex()),
+        ("system_key", kdf.system_key(ROOT, POOL).hex()),
         ("kek_wrap_key", kdf.kek_wrap_key(ROOT, POOL, SALT).hex()),
         ("kek_check", kdf.kek_check(ROOT, POOL).hex()),
         ("tag of the record of `kvfs test vector`", tag.hex()),
         ("xxh3 of that whole record", xxhash.xxh3_64_hexdigest(record_of_vector)),
+        ("xxh3 of the whole system record", xxhash.xxh3_64_hexdigest(images.sealed_system())),
     ]
 
 

@@ -22,6 +22,7 @@ EXAMPLE = Superblock(
     segment_bytes=limits.SEGMENT_MIN_BYTES,
     weight=3,
     failure_domain="rack-ä",
+    replicas=2,
     sequence=5,
 )
 
@@ -34,6 +35,7 @@ superblocks = st.builds(
     segment_bytes=st.integers(limits.SEGMENT_MIN_BYTES // UNIT, limits.SEGMENT_MAX_BYTES // UNIT).map(UNIT.__mul__),
     weight=st.integers(0, 2**32 - 1),
     failure_domain=st.text(max_size=16),
+    replicas=st.integers(1, limits.REPLICAS_MAX),
     sequence=st.integers(1, 2**63),
     ro_compat=st.integers(0, 2**64 - 1),
     compat=st.integers(0, 2**64 - 1),
