@@ -224,7 +224,7 @@ def _open_catalog(path: Path, pool: bytes, *, read_only: bool) -> Catalog:
     try:
         catalog = Catalog.open(path, read_only=read_only)
     except (NotFoundError, FormatError) as error:
-        raise FailsafeError(f"{error}; the media hold what is needed to build the catalog again") from error
+        raise FailsafeError(f"{error}; kvfsctl rebuild POOL builds the catalog again from the media") from error
     try:
         if catalog.database.meta(META_POOL_UUID) != pool:
             raise FormatError(f"catalog {path} belongs to another pool")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from kvfs.errors import FormatError, KvfsError, NotFoundError, WrongKeyError
+from kvfs.errors import FormatError, KvfsError, NotFoundError
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.check import Problem, check
 from kvfsd.catalog.log_rows import LogRecord, LogState
@@ -55,7 +55,10 @@ class RecordSource(Protocol):
         ...
 
     async def open(self, identity: RecordIdentity, location: Location) -> bytes:
-        """Plaintext of one log or system record; BadRecordError, MediumUnavailableError, WrongKeyError."""
+        """Plaintext of one log or system record; BadRecordError, MediumUnavailableError, WrongKeyError.
+
+        System records open before `unlock` has given the ring any key, logs only after.
+        """
         ...
 
 
@@ -148,7 +151,8 @@ class _Rebuild:
             have[part.part] = part
             if len(have) == part.parts:
                 return [tenant for index in sorted(have) for tenant in have[index].tenants]
-        raise NotFoundError("no system record of this pool opens: wrong key, or none was written")
+        why = f" ({self.report.log_gaps[0]})" if self.report.log_gaps else ""
+        raise NotFoundError(f"no system record of this pool opens: wrong key, or none was written{why}")
 
     async def _system_part(self, generation: int) -> SystemPart | None:
         try:
@@ -187,6 +191,8 @@ class _Rebuild:
         known = self._replay.generations(RecordType.METADATA_LOG, tenant)
         chain: list[int] = []
         ended: set[int] = set()
+        if not known:  # a tenant's first record makes its root directory
+            self.report.log_gaps.append(f"tenant {tenant}: no log record was found, all of its objects are lost")
         wanted = known[0] if known else 0
         while wanted:
             batch = await self._batch(tenant, wanted)
@@ -225,9 +231,7 @@ class _Rebuild:
             )
             try:
                 return await self._source.open(identity, location)
-            except WrongKeyError:
-                raise
-            except KvfsError as error:
+            except KvfsError as error:  # WrongKeyError too: an older system snapshot has not the keys of later epochs
                 self.report.log_gaps.append(str(error))
         raise NotFoundError(f"tenant {tenant}: record {generation} is not there or does not open")
 

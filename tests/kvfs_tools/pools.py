@@ -63,9 +63,13 @@ class Kvfsctl:
 
     def fill(self, content: Callable[[Host], Any], tenant: str = "blue") -> None:
         """Let `content` (an async function of a Host) write into a tenant."""
+        self.fill_at(self.pool, content, tenant)
+
+    def fill_at(self, directory: str, content: Callable[[Host], Any], tenant: str = "blue") -> None:
+        """The same in the pool in `directory`."""
 
         async def write() -> None:
-            pool = await Pool.open(Path(self.pool))
+            pool = await Pool.open(Path(directory))
             try:
                 async with Service.open(pool) as service:
                     pair = InProcessQueuePair(service.attach(tenant))

@@ -407,7 +407,7 @@ async def test_missing_foreign_swapped_and_cut_media_are_refused(tmp_path, kek):
         assert all(text in said for text in texts), said
 
     one.rename(away)
-    await check(MediumUnavailableError, "medium 0 of the pool is missing", str(one))
+    await check(MediumUnavailableError, "medium 0 of the pool is missing", str(one), "pool relocate POOL 0 PATH")
     shutil.copy(tmp_path / "b-0", one)
     await check(FormatError, "foreign", str(one))
     shutil.copy(two, one)
@@ -456,7 +456,7 @@ async def test_the_catalog_is_checked(directory, tmp_path, kek):
     catalog.write_bytes((other / "catalog.db").read_bytes())
     assert "belongs to another pool" in await refusal(directory, FormatError)
     catalog.write_bytes(b"no database" * 1000)
-    assert "media hold what is needed" in await refusal(directory, FailsafeError)
+    assert "kvfsctl rebuild POOL" in await refusal(directory, FailsafeError)
     catalog.unlink()
     assert "no such file" in await refusal(directory, FailsafeError)
     catalog.write_bytes(good)

@@ -266,6 +266,17 @@ async def test_the_log_goes_on_after_a_rebuild(world: LogWorld, tmp_path: Path) 
     assert report.problems == []
 
 
+async def test_a_tenant_without_its_log_is_back_empty_and_told(world: LogWorld, tmp_path: Path) -> None:
+    world.store("file")
+    await world.log.drain()
+    for _, location in log_records(world.media):
+        del world.media.records[location]  # type: ignore[arg-type]
+    catalog, report = await rebuilt(world.media, tmp_path)
+    assert list(visible_tree(catalog, 1)) == [()]
+    assert "tenant 1: no log record" in report.log_gaps[0]
+    assert report.problems == []
+
+
 async def test_media_without_a_system_record_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no system record"):
         await rebuilt(MemoryMedia(), tmp_path)

@@ -9,12 +9,15 @@ from typing import Any
 import msgspec
 import trio
 
+from kvfs.errors import KvfsError
 from kvfsd import admin_client, mounts
 from kvfsd.admin import Methods
 from kvfsd.admin_methods import PoolAdmin
+from kvfsd.cli import output
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
 from kvfsd.pool import Pool
+from kvfsd.service import Service
 
 
 def administer(directory: str, options: KekOptions, method: str, **params: Any) -> Any:
@@ -31,11 +34,26 @@ def administer(directory: str, options: KekOptions, method: str, **params: Any) 
     return trio.run(_run_here, Path(directory), options, method, params)
 
 
+async def write_to_media(pool: Pool) -> None:
+    """Put tenants and the metadata log of an open pool on its media, as a mount does.
+
+    Otherwise a rebuild before the next mount would not know of them, or bring back what was deleted. The change itself
+    is in the catalog already: if the media fail, that is a warning, and the next mount tries again.
+    """
+    try:
+        async with Service.open(pool):
+            pass
+    except KvfsError as error:
+        output.warn("kvfsctl", f"warning: done, but not on the media yet: {error}")
+
+
 async def _run_here(directory: Path, options: KekOptions, method: str, params: dict[str, Any]) -> Any:
     pool = await Pool.open(directory, kek_source(options))
     try:
         methods = Methods()
         PoolAdmin(pool).register(methods)
-        return msgspec.to_builtins(await methods.run(method, params))
+        result = msgspec.to_builtins(await methods.run(method, params))
+        await write_to_media(pool)
+        return result
     finally:
         await pool.aclose()

@@ -11,6 +11,7 @@ import typer
 from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
+from kvfsd.poolfile import absolute
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
         epilog=program.examples(
             "kvfsctl rebuild /var/lib/kvfs/pool              the catalog is gone or damaged",
             "kvfsctl rebuild --force /var/lib/kvfs/pool      replace one that opens; it is kept beside",
+            "kvfsctl rebuild newpool --kek pool.kek --medium a.img --medium b.img    the state directory is gone",
         ),
     )(rebuild)
 
@@ -66,6 +68,14 @@ def rebuild(
     directory: PoolDirectory,
     *,
     force: Annotated[bool, typer.Option("--force", help="Also when there is a catalog that opens.")] = False,
+    medium: Annotated[
+        list[str] | None,
+        typer.Option("--medium", metavar="PATH", help="Make pool.json anew, too; name every medium that is left."),
+    ] = None,
+    key_directory: Annotated[
+        str,
+        typer.Option("--key-directory", metavar="DIR", help="With --medium: where the slot-key file lies."),
+    ] = "",
     kek: Kek = "",
     passphrase_file: PassphraseFile = "",
     credential: CredentialName = "",
@@ -74,12 +84,23 @@ def rebuild(
     """Make the catalog anew from the media: everything up to the metadata log's lag (1 s), nothing that was unlinked.
 
     Media are only read. The catalog that was there is kept beside the new one. Exit status 1 if something was lost.
+    With --medium, POOL is a directory without a pool, missing or not, and the state directory that was lost must not
+    come back: two catalogs of the same media would overwrite each other's data.
     """
     from kvfs_tools import rebuilding
 
-    report = trio.run(
-        rebuilding.rebuild_pool, Path(directory).absolute(), KekOptions(kek, passphrase_file, credential), force
+    if key_directory and not medium:
+        raise program.usage_error("--key-directory goes with --medium; pool.json says where the key file is")
+    wanted = rebuilding.Wanted(
+        directory=absolute(Path(directory)),
+        kek=KekOptions(kek, passphrase_file, credential),
+        force=force,
+        media=tuple(Path(path).absolute() for path in medium or ()),
+        key_directory=Path(key_directory).absolute() if key_directory else None,
     )
+    report = trio.run(rebuilding.rebuild_pool, wanted)
+    for warning in report["warnings"]:
+        output.warn("kvfsctl", f"warning: {warning}")
     if json:
         output.print_json(report)
     else:

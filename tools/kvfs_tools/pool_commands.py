@@ -1,4 +1,4 @@
-"""`kvfsctl pool create|info`."""
+"""`kvfsctl pool create|info|relocate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from kvfs import limits
 from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
+from kvfsd.cli.program import argument
+from kvfsd.poolfile import absolute
 from kvfsd.units import parse_size_bytes
 
 app = program.new_app("Make pools and look at them.")
@@ -108,3 +110,31 @@ def info(
         output.print_json(found)
     else:
         pool_information.print_pool(found)
+
+
+@app.command(
+    cls=program.Command,
+    epilog=program.examples(
+        "kvfsctl pool relocate /var/lib/kvfs/pool 1 /dev/nvme3n1",
+        "kvfsctl pool relocate pool 0 larger/medium-0           after it was copied there",
+    ),
+)
+def relocate(
+    directory: PoolDirectory,
+    medium: Annotated[int, argument("MEDIUM")],
+    path: Annotated[str, argument("PATH")],
+    *,
+    json: Json = False,
+) -> None:
+    """Tell a closed pool that its medium MEDIUM (number) is found at PATH now.
+
+    PATH must be that very medium: its superblock is read and compared. Needs no key. The number is that of `kvfsctl
+    pool info` and of the error that says a medium is missing.
+    """
+    from kvfs_tools import pool_relocation
+
+    moved = trio.run(pool_relocation.relocate, absolute(Path(directory)), medium, Path(path).absolute())
+    if json:
+        output.print_json(moved)
+    else:
+        print(f"medium {moved['index']} is {output.printable(moved['path'])} now")

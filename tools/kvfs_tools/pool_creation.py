@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfs.errors import ConfigError
+from kvfs_tools.administration import write_to_media
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
 from kvfsd.kek import KekSource, RawKeyFile
@@ -86,6 +87,7 @@ async def create(wanted: NewPool) -> dict[str, Any]:
     try:
         for name in wanted.tenants:
             pool.tenants.create(name, uid=os.geteuid(), gid=os.getegid())
+        await write_to_media(pool)
         made = {"uuid": pool.file.uuid, "directory": str(wanted.directory), "kek": source.description}
         return made | {"warnings": list(pool.warnings)}
     finally:
