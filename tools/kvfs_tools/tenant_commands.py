@@ -1,10 +1,13 @@
-"""`kvfsctl tenant create|list|show|set|delete`."""
+"""`kvfsctl tenant create|list|show|set|delete|shred`."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
+import trio
 import typer
 
 from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory, TenantName
@@ -151,3 +154,24 @@ def delete(
 ) -> None:
     """Delete a tenant that is not mounted: its keys at once, its space in the background of the next mounts."""
     _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_delete", name=name, force=force)
+
+
+@app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant shred /var/lib/kvfs/pool blue --force"))
+def shred(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Shred everything in it, too.")] = False,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+) -> None:
+    """Delete a tenant so that nothing of it ever opens again, in older copies of media and catalog neither.
+
+    The pool's slot key is replaced: the pool must not be mounted, and backups of the slot-key files must be replaced
+    afterwards, because the old ones are useless to you, and with the key still open what was shredded.
+    """
+    from kvfs_tools import tenant_shredding
+
+    options = KekOptions(kek, passphrase_file, credential)
+    trio.run(partial(tenant_shredding.shred, Path(directory), options, name, force=force))
