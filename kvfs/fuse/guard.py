@@ -51,7 +51,7 @@ def guarded(context: Context) -> Callable[[Handler[S, P, T]], Handler[S, P, T]]:
                 raise FUSEError(errno_for(error.status, context)) from None
             except Exception as error:
                 internal_errors[operation] += 1
-                log.error("%s failed, a bug of ours, the caller sees EIO: %s", operation, without_text(error))  # noqa: TRY400
+                log.error("%s failed, a bug of ours, the caller sees EIO: %s", operation, without_text(error))  # noqa: TRY400 - no texts
                 raise FUSEError(errno.EIO) from None
 
         return cast("Handler[S, P, T]", guard)

@@ -14,7 +14,7 @@ from kvfs.fuse.state import MountState
 from kvfs.fuse.xattrs import XattrHandlers
 
 
-class Operations(NodeHandlers, RenameHandlers, DirectoryHandlers, XattrHandlers, pyfuse3.Operations):  # type: ignore[misc]
+class Operations(NodeHandlers, RenameHandlers, DirectoryHandlers, XattrHandlers, pyfuse3.Operations):  # type: ignore[misc]  # precise types of handlers
     """What the kernel calls. Handlers that are missing here are refused by pyfuse3 (docs/ERRORS.md)."""
 
     supports_dot_lookup = False

@@ -68,8 +68,8 @@ class Fault:
         return self.nth <= self.seen < self.nth + self.times
 
 
-class FakeDpu(QueuePair):
-    """`submit` checks the contract with assertions: what the host half may not send fails the test."""
+class _Objects:
+    """The objects, and the controls of a test over them."""
 
     def __init__(self, *, quota_bytes: int = 0, data_delay_s: float = 0.0) -> None:
         now = time.time_ns()
@@ -92,8 +92,6 @@ class FakeDpu(QueuePair):
         self._cookies = itertools.count(1)
         self._events: list[c.Event] = []
         self._event = trio.Event()
-
-    # --- test controls -----------------------------------------------------------------------------------
 
     def fail(self, command: str, error: Exception, nth: int = 1, times: int = 1) -> None:
         self.faults[command].append(Fault(error, nth, times))
@@ -119,46 +117,43 @@ class FakeDpu(QueuePair):
             out[start : start + len(data)] = data[: max(0, node.size - start)]
         return bytes(out)
 
-    # --- QueuePair ---------------------------------------------------------------------------------------
+    def _node(self, ino: int) -> Node:
+        if ino not in self.nodes:
+            raise e.NotFoundError(f"object {ino}")
+        return self.nodes[ino]
 
-    async def submit(self, command: c.Command, payload: Buffer = b"") -> Reply:
-        name = type(command).__name__
-        self.calls[name] += 1
-        hold = self.holds.get(name)
-        if hold is not None:
-            await hold.wait()
-        for fault in self.faults[name]:
-            if fault.hit():
-                raise fault.error
-        if isinstance(command, c.WriteBlock):
-            return await self._write_block(command, payload)
-        assert not len(payload)
-        if isinstance(command, c.ReadBlock):
-            return await self._read_block(command)
-        handler: Callable[[c.Command], Reply | c.Result] = getattr(self, f"_{name}")
-        if isinstance(command, c.Commit | c.Discard):
-            assert not self.busy[command.ino], f"{name} overlaps a WriteBlock"
-            self.exclusive.add(command.ino)
-            try:
-                await trio.lowlevel.checkpoint()
-                return Reply(handler(command))
-            finally:
-                self.exclusive.discard(command.ino)
-        return Reply(handler(command))
+    def _directory(self, ino: int) -> Node:
+        node = self._node(ino)
+        if not stat.S_ISDIR(node.mode):
+            raise e.NotDirectoryError(f"object {ino}")
+        return node
 
-    def take_events(self) -> list[c.Event]:
-        events, self._events = self._events, []
-        self._event = trio.Event()
-        return events
+    def _entry(self, parent: int, name: bytes) -> Node:
+        directory = self._directory(parent)
+        if len(name) > NAME_MAX_BYTES:
+            raise e.NameTooLongError("name")
+        if name not in directory.entries:
+            raise e.NotFoundError("name")
+        return self.nodes[directory.entries[name][0]]
 
-    async def wait_event(self) -> None:
-        if not self._events:
-            await self._event.wait()
+    def _touch(self, node: Node) -> None:
+        node.mtime_ns = node.ctime_ns = time.time_ns()
 
-    async def aclose(self) -> None:
-        self.staged.clear()
+    def _drop_name(self, directory: Node, name: bytes, keep_open: bool) -> c.Removed:
+        node = self.nodes[directory.entries.pop(name)[0]]
+        self._touch(directory)
+        node.nlink = 0 if stat.S_ISDIR(node.mode) else node.nlink - 1
+        node.ctime_ns = time.time_ns()
+        if not node.nlink:
+            if keep_open:
+                self.kept_open.add(node.ino)
+            else:
+                del self.nodes[node.ino]
+        return c.Removed(ino=node.ino, nlink=node.nlink)
 
-    # --- data --------------------------------------------------------------------------------------------
+
+class _DataCommands(_Objects):
+    """Blocks and commits."""
 
     async def _write_block(self, command: c.WriteBlock, payload: Buffer) -> Reply:
         assert 1 <= len(payload) <= BLOCK_BYTES
@@ -236,26 +231,9 @@ class FakeDpu(QueuePair):
         node.atime_ns = time.time_ns()
         return c.Found(node.attributes())
 
-    # --- lookups -----------------------------------------------------------------------------------------
 
-    def _node(self, ino: int) -> Node:
-        if ino not in self.nodes:
-            raise e.NotFoundError(f"object {ino}")
-        return self.nodes[ino]
-
-    def _directory(self, ino: int) -> Node:
-        node = self._node(ino)
-        if not stat.S_ISDIR(node.mode):
-            raise e.NotDirectoryError(f"object {ino}")
-        return node
-
-    def _entry(self, parent: int, name: bytes) -> Node:
-        directory = self._directory(parent)
-        if len(name) > NAME_MAX_BYTES:
-            raise e.NameTooLongError("name")
-        if name not in directory.entries:
-            raise e.NotFoundError("name")
-        return self.nodes[directory.entries[name][0]]
+class _LookupCommands(_Objects):
+    """Commands that change nothing, and extended attributes."""
 
     def _Lookup(self, command: c.Lookup) -> c.Result:
         return c.Found(self._entry(command.parent, command.name).attributes())
@@ -311,10 +289,9 @@ class FakeDpu(QueuePair):
             pool_bytes=1 << 34,
         )
 
-    # --- names -------------------------------------------------------------------------------------------
 
-    def _touch(self, node: Node) -> None:
-        node.mtime_ns = node.ctime_ns = time.time_ns()
+class _NameCommands(_Objects):
+    """Names and attributes."""
 
     def _AllocateIno(self, command: c.AllocateIno) -> c.Result:
         ino = next(self._inos)
@@ -346,18 +323,6 @@ class FakeDpu(QueuePair):
             if getattr(command, name) is not None:
                 setattr(node, name, getattr(command, name))
         return c.Found(node.attributes())
-
-    def _drop_name(self, directory: Node, name: bytes, keep_open: bool) -> c.Removed:
-        node = self.nodes[directory.entries.pop(name)[0]]
-        self._touch(directory)
-        node.nlink = 0 if stat.S_ISDIR(node.mode) else node.nlink - 1
-        node.ctime_ns = time.time_ns()
-        if not node.nlink:
-            if keep_open:
-                self.kept_open.add(node.ino)
-            else:
-                del self.nodes[node.ino]
-        return c.Removed(ino=node.ino, nlink=node.nlink)
 
     def _Unlink(self, command: c.Unlink) -> c.Result:
         if stat.S_ISDIR(self._entry(command.parent, command.name).mode):
@@ -424,3 +389,44 @@ class FakeDpu(QueuePair):
         self.allocated.discard(command.ino)
         self.staged.pop(command.ino, None)
         return c.Done()
+
+
+class FakeDpu(_DataCommands, _LookupCommands, _NameCommands, QueuePair):
+    """`submit` checks the contract with assertions: what the host half may not send fails the test."""
+
+    async def submit(self, command: c.Command, payload: Buffer = b"") -> Reply:
+        name = type(command).__name__
+        self.calls[name] += 1
+        hold = self.holds.get(name)
+        if hold is not None:
+            await hold.wait()
+        for fault in self.faults[name]:
+            if fault.hit():
+                raise fault.error
+        if isinstance(command, c.WriteBlock):
+            return await self._write_block(command, payload)
+        assert not len(payload)
+        if isinstance(command, c.ReadBlock):
+            return await self._read_block(command)
+        handler: Callable[[c.Command], Reply | c.Result] = getattr(self, f"_{name}")
+        if isinstance(command, c.Commit | c.Discard):
+            assert not self.busy[command.ino], f"{name} overlaps a WriteBlock"
+            self.exclusive.add(command.ino)
+            try:
+                await trio.lowlevel.checkpoint()
+                return Reply(handler(command))
+            finally:
+                self.exclusive.discard(command.ino)
+        return Reply(handler(command))
+
+    def take_events(self) -> list[c.Event]:
+        events, self._events = self._events, []
+        self._event = trio.Event()
+        return events
+
+    async def wait_event(self) -> None:
+        if not self._events:
+            await self._event.wait()
+
+    async def aclose(self) -> None:
+        self.staged.clear()

@@ -70,12 +70,12 @@ def test_options_for_the_kernel() -> None:
 def test_mountinfo_with_spaces_and_no_touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(
-        "36 35 98:0 / /mnt/a\\040b rw,noatime master:1 - ext4 /dev/root rw\n"
-        "37 35 0:99 / /mnt/a\\040b rw shared:7 - fuse.kvfs kvfs rw\n"
+        "36 35 98:0 / /tier/a\\040b rw,noatime master:1 - ext4 /dev/root rw\n"
+        "37 35 0:99 / /tier/a\\040b rw shared:7 - fuse.kvfs kvfs rw\n"
     )
     monkeypatch.setattr(mount_module, "_MOUNTINFO", table)
     assert [mount.filesystem for mount in mounts()] == ["ext4", "fuse.kvfs"]
-    assert mount_at("/mnt/a b") == MountedAt("0:99", "/mnt/a b", "fuse.kvfs")
+    assert mount_at("/tier/a b") == MountedAt("0:99", "/tier/a b", "fuse.kvfs")
 
 
 # --- real mounts -----------------------------------------------------------------------------------------
