@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from kvfs.errors import FailsafeError, KvfsError
+from kvfsd import powerloss
 
 if TYPE_CHECKING:
     from kvfsd.service import Service
@@ -61,7 +62,12 @@ async def supervise(service: Service, task: Task) -> None:
 
 
 async def metadata_log(service: Service) -> None:
-    """Keep the sealed metadata log on the media close to the catalog."""
+    """Keep the sealed metadata log on the media close to the catalog; first see what a power loss left of it."""
+    if not service.catalog.database.was_clean:
+        try:
+            await powerloss.repair(service.catalog, service.store, service.metadata_log)
+        except KvfsError as error:  # what is queued must reach the media all the same
+            log.warning("what a rebuild needs could not be made good: %s", error)
     await service.metadata_log.run()
 
 

@@ -135,7 +135,10 @@ class Service:
         The pool stays open and is its opener's to close.
         """
         service = cls(pool, options or ServiceOptions())
-        await service.metadata_log.drain()  # a tenant's keys are on the media before anything is sealed under them
+        try:
+            await service.metadata_log.drain()  # a tenant's keys are on the media before anything is sealed under them
+        except PoolFullError as error:  # nothing can be stored either, until files are removed: that must stay possible
+            log.warning("the metadata log is behind: %s", error)
         clean = True
         try:
             async with trio.open_nursery() as nursery:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kvfsd.catalog.database import Database, Row
-from kvfsd.catalog.rows import Location, pack_locations
+from kvfsd.catalog.rows import Location, pack_locations, unpack_locations
 from kvfsd.catalog.schema import LISTING_COLUMNS, TenantState
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.ondisk.metalog import LENGTH_BYTES, Change, PutBlock, PutEntry, PutInode, PutXattr
@@ -114,6 +114,15 @@ class LogRows:
             (record.tenant, record.generation, record.length, pack_locations(record.locations)),
         )
         self._segments.add_record(record.length, record.locations)
+
+    def records_after(self, tenant: int, generation: int, limit: int = 256) -> list[LogRecord]:
+        """The tenant's live records of a later generation, oldest first."""
+        rows = self._database.all(
+            "SELECT tenant, generation, length, locations FROM log_record WHERE tenant=? AND generation>?"
+            " ORDER BY generation LIMIT ?",
+            (tenant, generation, limit),
+        )
+        return [LogRecord(row[0], row[1], row[2], unpack_locations(row[3])) for row in rows]
 
     def set_state(self, tenant: int, state: LogState) -> None:
         """Write the tenant's `log_state` row."""
