@@ -35,6 +35,11 @@ class MountError(Exception):
     """The mount did not start or stop as it should; the text quotes its stderr."""
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, so that its mounts and directories are cleaned up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def can_mount() -> str | None:
     """None when this machine can serve FUSE mounts, else the reason why not."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):

@@ -29,6 +29,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests import mountlib
 from tests.bench.lookups import miss_lookups_per_s
 from tests.bench.systems import System, all_systems, cpu_s, settle
 
@@ -215,6 +216,7 @@ def main() -> int:
     parser.add_argument("--directory", help="where the raw directory and the pool are made (one disk)")
     parser.add_argument("--json", type=Path, help="write rows and samples here")
     arguments = parser.parse_args()
+    mountlib.end_on_sigterm()
     results = run(arguments.blocks, arguments.repetitions, arguments.threads, arguments.directory)
     rows, lookups = table(results, arguments.threads), lookup_table(results)
     print(text_table(rows), "", "miss lookups", text_table(lookups), sep="\n")

@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--directory", help="where the pool is made")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    mountlib.end_on_sigterm()
     with mountlib.mounted_pool(where=arguments.directory, limit_s=BUILD_LIMIT_S) as (pool, mount, _watchdog):
         if arguments.through == "mount":
             measured = build_through_mount(mount.mountpoint, arguments.objects, arguments.flat, arguments.clients)

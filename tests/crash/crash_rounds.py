@@ -235,6 +235,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--without", nargs="*", default=[], help="operations to leave out, to narrow a failure down")
     arguments = parser.parse_args()
+    mountlib.end_on_sigterm()
     reason = mountlib.can_mount()
     if reason is not None:
         print(f"cannot mount: {reason}", file=sys.stderr)
