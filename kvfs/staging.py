@@ -15,7 +15,7 @@ import trio
 
 from kvfs.blockbuffers import BlockBuffers
 from kvfs.blockreads import BlockReads, padded
-from kvfs.commands import Discard, Found, ReleaseUnlinked
+from kvfs.commands import Commit, Discard, Found, ReleaseUnlinked
 from kvfs.errors import FileTooLargeError, InternalError, KvfsError
 from kvfs.limits import BLOCK_BYTES, FILE_MAX_BYTES, STAGING_MAX_BYTES
 from kvfs.openfile import BlockState, OpenFile
@@ -174,19 +174,19 @@ class Staging:
 
     # --- commit and discard ------------------------------------------------------------------------------
 
-    async def commit(self, file: OpenFile) -> bool:
-        """Publish everything written so far -> whether there was anything. An unlinked file has nothing to publish.
+    async def commit(self, file: OpenFile) -> Commit | None:
+        """Publish everything written so far -> the Commit, None if there was nothing (an unlinked file has nothing).
 
         Raises the cause of a lost write, or what Commit raises; either way the file is poisoned.
         """
         file.check_poison()
         if not file.dirty or file.unlinked:
-            return False
+            return None
         async with file.commit_lock:
             await self._buffers.send_all(file)
             file.check_poison()
             if not file.dirty or file.unlinked:
-                return False
+                return None
             await file.close_gate()
             try:
                 file.check_poison()
@@ -204,7 +204,7 @@ class Staging:
                 raise failure from error
             finally:
                 file.open_gate()
-            return True
+            return command
 
     async def discard(self, file: OpenFile) -> None:
         """The last handle is gone and the file will not be published: drop what was written."""

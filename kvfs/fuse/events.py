@@ -25,7 +25,7 @@ def apply_event(state: MountState, event: Event) -> None:
             state.reads.drop_all()
             state.hints.clear()
             for inode in state.table.inodes():
-                inode.attributes = None
+                inode.doubt()
                 state.invalidations.inode(inode.ino)
             state.invalidations.everything()
         case ObjectChanged(ino=ino):
@@ -34,5 +34,5 @@ def apply_event(state: MountState, event: Event) -> None:
             state.hints.forget(ino)
             opened = state.table.get(ino)
             if opened is not None:
-                opened.attributes = None
+                opened.doubt()
             state.invalidations.inode(ino)

@@ -27,6 +27,8 @@ class OpenInode:
     ino: int
     attributes: Attributes | None = None
     """As last reported; None = to be asked for."""
+    outdated: Attributes | None = None
+    """What they were before the object changed behind this mount's back: all that is left if it is gone."""
     file: OpenFile | None = None
     """Its staging, from the first write, truncation or creation on."""
     handles: int = 0
@@ -34,6 +36,11 @@ class OpenInode:
     """Handles that read through the kernel's page cache."""
     unlinked: bool = False
     """The daemon keeps the object only because this mount has it open."""
+
+    def doubt(self) -> None:
+        """The object changed behind this mount's back: its attributes are to be asked for again."""
+        self.outdated = self.attributes or self.outdated
+        self.attributes = None
 
     @property
     def staged(self) -> OpenFile | None:

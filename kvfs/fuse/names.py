@@ -176,6 +176,8 @@ class RenameHandlers(NameHandlers):
         check_name(name_old)
         check_name(name_new)
         old, new = Placement(parent=parent_inode_old, name=name_old), Placement(parent=parent_inode_new, name=name_new)
+        if not flags & RENAME_EXCHANGE and await self._published_renamed(old, new):
+            return
         source = await self._committed(old)
         if flags & RENAME_EXCHANGE:
             await self._committed(new)
@@ -186,6 +188,29 @@ class RenameHandlers(NameHandlers):
             return
         replaced = await self.state.lookup(new.parent, new.name)
         await self._rename(old, new, flags, replaced.ino if replaced is not None else None)
+
+    async def _published_renamed(self, old: Placement, new: Placement) -> bool:
+        """A file that was never closed gets a free new name: one Commit, so that no crash leaves the old one behind.
+
+        False: this is not such a rename.
+        """
+        state = self.state
+        file = state.pending.get(old.parent, old.name)
+        if file is None or state.pending.get(new.parent, new.name) or await state.lookup(new.parent, new.name):
+            return False
+        async with file.commit_lock:  # nobody is publishing it under the old name meanwhile
+            if state.pending.get(old.parent, old.name) is not file:
+                return False
+            file.check_poison()
+            state.pending.move(file, new)
+        try:
+            await state.publish(file)
+        except BaseException:
+            if state.pending.get(new.parent, new.name) is file:
+                state.pending.move(file, old)
+            raise
+        state.changes.note(old.parent)
+        return True
 
     async def _committed(self, entry: Placement) -> Attributes:
         """Commit what is staged of the object behind a name -> its attributes. Raises NotFoundError, or its poison."""

@@ -33,6 +33,13 @@ class PendingNames:
             if not names:
                 del self._of_parent[entry.parent]
 
+    def move(self, file: OpenFile, entry: Placement) -> None:
+        """`file` is to be published under another name than it was created with."""
+        assert file.entry is not None
+        self.remove(file.entry, file)
+        file.entry = entry
+        self.add(file)
+
     def has_children(self, parent: int) -> bool:
         """A file is being created in directory `parent`."""
         return parent in self._of_parent

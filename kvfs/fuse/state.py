@@ -77,10 +77,15 @@ class MountState:
         try:
             return entry_of(await self.found(GetAttributes(ino=ino)))
         except NotFoundError:
-            removed = self.removed_directories.get(ino)
-            if removed is None:
+            gone = self.removed_directories.get(ino) or self._outdated(ino)
+            if gone is None:
                 raise
-            return entry_of(removed)
+            return entry_of(gone)
+
+    def _outdated(self, ino: int) -> Attributes | None:
+        """Last known attributes of an open object: fstat and read of it must not say that there is no such file."""
+        inode = self.table.get(ino)
+        return None if inode is None else inode.attributes or inode.outdated
 
     def overlaid(self, attributes: Attributes) -> EntryAttributes:
         """What the daemon reported, under what this mount has changed and not committed."""
@@ -107,7 +112,12 @@ class MountState:
         """Attributes of a clean inode, asked for if they are not known."""
         attributes = inode.attributes
         if attributes is None:
-            attributes = await self.found(GetAttributes(ino=inode.ino))
+            try:
+                attributes = await self.found(GetAttributes(ino=inode.ino))
+            except NotFoundError:
+                if inode.outdated is None:
+                    raise
+                return inode.outdated  # reading its blocks says what became of it
             if inode.staged is None:
                 self.note_current(inode, attributes)
         return attributes
@@ -131,12 +141,12 @@ class MountState:
 
     async def publish(self, file: OpenFile) -> None:
         """Commit what was written to `file`, if anything. Raises what makes it impossible, now and later."""
-        entry = file.entry
-        if not await self.staging.commit(file):
+        command = await self.staging.commit(file)
+        if command is None:
             return
-        if entry is not None:
-            self.pending.remove(entry, file)
-            self.changes.note(entry.parent)
+        if command.entry is not None:
+            self.pending.remove(command.entry, file)
+            self.changes.note(command.entry.parent)
         self.changes.note(file.ino)
         self.reads.note_generation(file.ino, file.committed.generation, same_content=True)
         inode = self.table.get(file.ino)

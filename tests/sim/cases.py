@@ -18,7 +18,7 @@ from tests.sim.model import State
 from tests.sim.scenarios import Recorded
 from tests.sim.trace import Began, Ended, Synced, Trace
 
-REBUILD_EVERY: Final = 3
+REBUILD_EVERY: Final = 5
 """One crash case in so many is also rebuilt from its media."""
 
 

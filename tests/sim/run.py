@@ -77,13 +77,21 @@ def run(wanted: Wanted) -> Report:
     while report.total + len(report.violations) < wanted.cases:
         for index, name in enumerate(wanted.scenarios):
             left = wanted.cases - report.total - len(report.violations)
-            _run_scenario(report, wanted, name, seed, -(-left // (len(wanted.scenarios) - index)))
+            _try_scenario(report, wanted, name, seed, -(-left // (len(wanted.scenarios) - index)))
             if wanted.stop_at_first and report.violations:
                 return report
         if wanted.only:
             break
         seed += 1
     return report
+
+
+def _try_scenario(report: Report, wanted: Wanted, name: str, seed: int, budget: int) -> None:
+    try:
+        _run_scenario(report, wanted, name, seed, budget)
+    except Exception as error:  # the run without any fault: nothing may go wrong in it
+        command = f"python -m tests.sim.run --seed {seed} --scenario {name} --cases 1"
+        report.violations.append(f"recording: {type(error).__name__}: {error}\n    {command}")
 
 
 def _run_scenario(report: Report, wanted: Wanted, name: str, seed: int, budget: int) -> None:

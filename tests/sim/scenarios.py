@@ -154,7 +154,7 @@ class Run:
         elif chore == "compact":
             await service.metadata_log.compact(tenant)
         elif chore == "close_streams":
-            service.store.close_streams(tenant)
+            close_data_segments(service, tenant)
         elif chore == "collect":
             if self._scenario.in_background:
                 service.collector.wake()  # its task does it: there is one
@@ -172,7 +172,7 @@ class Run:
 
     async def _move(self, service: Service, tenant: int) -> None:
         """Have the collector empty a segment of the tenant on each medium, worth it or not, and give back what is."""
-        service.store.close_streams(tenant)
+        close_data_segments(service, tenant)
         for space in service.store.spaces.values():
             closed = [one for one in space.in_use.values() if one.closed and not one.freed]
             of_data = [one for one in closed if one.stream.kind is SegmentKind.DATA]
@@ -195,6 +195,15 @@ class Run:
         assert isinstance(result, Ino)
         await pair.submit(WriteBlock(result.ino, 0), b"never")
         await pair.aclose()
+
+
+def close_data_segments(service: Service, tenant: int) -> None:
+    """Close the tenant's open data segments, as if they were full: the collector looks at no others."""
+    for space in service.store.spaces.values():
+        for stream, streaming in space.streams.items():
+            segment = streaming.segment
+            if stream.tenant == tenant and stream.kind is SegmentKind.DATA and segment and not streaming.lock.locked():
+                service.store._appender.close(space, segment)
 
 
 def client_pause_s(choice: random.Random) -> float:

@@ -25,7 +25,7 @@ def test_no_promise_is_broken(name: str) -> None:
 
 def test_a_kill_between_any_two_operations_of_a_run_keeps_what_was_acknowledged() -> None:
     with recorded("store", SEED) as record:
-        crasher = Crasher(record, SEED, rebuild_every=20)
+        crasher = Crasher(record, SEED, rebuild_every=50)
         for number in range(len(crasher.points)):
             simulate(number, lambda number=number: crasher.kill(number))
         assert len(crasher.points) > 100

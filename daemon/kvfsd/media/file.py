@@ -31,10 +31,9 @@ from kvfsd.ports import Offload
 WRITE_INLINE_MAX_BYTES: Final = 64 * limits.KIB
 """Writes up to this run in place: a thread hop costs 115 us, a page-cache write of 64 KiB 6-11 us, of 1 MiB 120-170 us.
 With 125 us of sealing beside each 1 MiB write, threads took 272-404 us per MiB where writing in place took 333-823
-(measured, 2 cores, ext4); above all a disk that throttles writers then does not stop the event loop."""
-# Past the page cache, 1 MiB into space that was reserved took 71 us of CPU and 500 us of waiting, at any rate a disk can
-# sustain; through it 210 us of CPU and then the throttle of dirty memory: 2.0-2.7 against 1.5 GB/s with the flush
-# (measured, 2 cores, ext4, 256 MiB, depth 1 and 3).
+(measured, 2 cores, ext4); above all a disk that throttles writers then does not stop the event loop.
+Larger ones go past the page cache into space that was reserved: 71 us of CPU and 500 us of waiting per MiB; through it
+210 us of CPU, then the throttle of dirty memory: 2.0-2.7 against 1.5 GB/s with the flush (same machine)."""
 ADVISE_INLINE_MAX_BYTES: Final = 2 * limits.MIB
 
 _ZEROS: Final = memoryview(bytes(limits.MIB))

@@ -81,6 +81,10 @@ class VolatileMedium:
         check_extent(self.name, self.size_bytes, offset, len(data))
         await self._keep(_Pending(offset, len(data), bytes(data)))
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """As the medium behind it."""
+        await self._inner.reserve(offset, length)
+
     async def flush(self) -> None:
         """Pass on what is cached, then flush the medium behind."""
         await self._drain(0)
