@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvfs_tools.media_records import MediaSource
-from kvfsd import powerloss
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.check import check
 from kvfsd.catalog.schema import SegmentState
-from kvfsd.kek import RawKeyFile
-from kvfsd.keyfile import SlotKeyFile
-from kvfsd.pool import Pool
-from kvfsd.rebuild import RebuildReport, rebuild
-from kvfsd.service import Service
-from kvfsd.tenants import TenantRegistry
+from kvfsd.crypto.kek import RawKeyFile
+from kvfsd.crypto.keyfile import SlotKeyFile
+from kvfsd.metalog import powerloss
+from kvfsd.metalog.rebuild import RebuildReport, rebuild
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.tenants import TenantRegistry
+from kvfsd.service.service import Service
 from tests.sim.crashes import CrashState
 from tests.sim.model import Kind, Node, Path, Seen, State
 from tests.sim.observer import Observed, observe

@@ -19,8 +19,8 @@ from kvfs import limits
 from kvfs.errors import KvfsError
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.record import record_bytes
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.service.service import Service
 from tests.sim.checker import Allowed, BrokenPromiseError, Verdict, check_client, put
 from tests.sim.crashes import CrashState, MediaHistory, points
 from tests.sim.model import Path, State

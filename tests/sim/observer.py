@@ -25,8 +25,8 @@ from kvfs.commands import (
 )
 from kvfs.errors import BadRecordError, MediumUnavailableError, NotFoundError
 from kvfs.queuepair import QueuePair
-from kvfsd.inprocess import InProcessQueuePair
-from kvfsd.service import Service
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
 from tests.sim.model import Kind, Path, Seen
 
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}

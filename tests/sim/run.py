@@ -107,7 +107,7 @@ def _run_scenario(report: Report, wanted: Wanted, name: str, seed: int, budget: 
         }
         if "fail" in wanted.kinds:
             cases["fail"] = (failer.fail, len(KINDS) * simulate(seed, failer.operations))
-        for kind, number in _chosen(wanted, cases, seed, budget):
+        for kind, number in _chosen(wanted, cases, random.Random(f"{seed} {name}"), budget):
             _run_case(report, f"--seed {seed} --scenario {name} --only {kind}:{number}", kind, cases[kind][0], number)
             if wanted.stop_at_first and report.violations:
                 return
@@ -123,14 +123,15 @@ def _run_case(report: Report, command: str, kind: str, case: Case, number: int) 
         report.violations.append(f"{type(error).__name__}: {error}\n    python -m tests.sim.run {command}")
 
 
-def _chosen(wanted: Wanted, cases: dict[str, tuple[Case, int]], seed: int, budget: int) -> Iterator[tuple[str, int]]:
+def _chosen(
+    wanted: Wanted, cases: dict[str, tuple[Case, int]], choice: random.Random, budget: int
+) -> Iterator[tuple[str, int]]:
     """Which cases of a run: all if they fit the budget, else some of each kind from everywhere."""
     if wanted.only:
         yield wanted.only
         return
     kinds = [kind for kind in wanted.kinds if kind in cases]
     shares = sum(SHARES[kind] for kind in kinds)
-    choice = random.Random(seed)
     for kind in kinds:
         there = cases[kind][1]
         count = min(there, max(1, round(budget * SHARES[kind] / shares)))

@@ -13,12 +13,13 @@ import trio.lowlevel
 
 from kvfs.commands import AllocateIno, Ino, WriteBlock
 from kvfs.errors import FailsafeError, KvfsError, PoolFullError
-from kvfsd import background
-from kvfsd.inprocess import InProcessQueuePair
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.segment import SegmentKind
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.service import background
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
+from tests.sim import file_steps, name_steps
 from tests.sim.client import Client, Handle
 from tests.sim.trace import Trace
 from tests.sim.world import OPTIONS, TENANTS, FaultPlan, Ground, Shape, ground, kill, simulate
@@ -41,6 +42,7 @@ class Scenario:
     """The service's own tasks run, and media take their time."""
 
 
+_STEPS: Final = {**file_steps.STEPS, **name_steps.STEPS}
 _WRITES: Final = {"store": 4, "create": 3, "overwrite": 3, "append": 2, "truncate": 2, "unlink": 2, "read": 1}
 _NAMES: Final = {"rename": 3, "exchange": 1, "link": 2, "mkdir": 2, "rmdir": 1, "symlink": 1, "chmod": 1, "xattr": 2}
 _CHORES: Final = {"sync": 3, "drain": 3, "collect": 2, "close_streams": 1, "sleep": 2}
@@ -114,7 +116,7 @@ class Run:
                     nursery.start_soon(self._steps, service, client)
             if plan is not None:
                 plan.armed = False
-                self.refused_at_end = [error for client in self.clients for error in await client.try_store()]
+                self.refused_at_end = [error for client in self.clients for error in await file_steps.try_store(client)]
             sends.cancel_scope.cancel()
 
     @contextlib.asynccontextmanager
@@ -133,7 +135,8 @@ class Run:
         choice = random.Random(self._seed * 77 + client.number)
         for _ in range(self._scenario.length):
             try:
-                await client.act(choice.choices(names, weights)[0])
+                client.tick += 1_000_000
+                await _STEPS[choice.choices(names, weights)[0]](client)
             except KvfsError as error:
                 client.errors.append(error)
             if chores and choice.random() < self._scenario.chore_share:

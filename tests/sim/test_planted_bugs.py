@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from kvfs.errors import BadRecordError
-from kvfsd import pipeline, sealing
 from kvfsd.catalog.database import Database
 from kvfsd.catalog.tenants import Tenants
-from kvfsd.metadata_log import MetadataLog
+from kvfsd.crypto import sealing
+from kvfsd.datapath import pipeline
+from kvfsd.metalog.metadata_log import MetadataLog
 from kvfsd.ondisk.metalog import DropEntry
-from kvfsd.pool import Pool
-from kvfsd.record_moving import RecordMover
-from kvfsd.segment_appends import SegmentAppender
-from kvfsd.segments import SegmentStore
+from kvfsd.pool.pool import Pool
+from kvfsd.segments.appends import SegmentAppender
+from kvfsd.segments.moving import RecordMover
+from kvfsd.segments.store import SegmentStore
 from tests.sim.run import Wanted, run
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -18,14 +18,14 @@ import trio.testing
 from kvfs import limits
 from kvfs.errors import FailsafeError, MediumUnavailableError, PoolFullError
 from kvfsd.catalog.database import Hooks
-from kvfsd.kek import RawKeyFile
+from kvfsd.crypto.kek import RawKeyFile
 from kvfsd.media.base import Medium
 from kvfsd.media.memory import MemoryMedium
-from kvfsd.pool import CATALOG_NAME, Pool
-from kvfsd.poolmaking import PoolPlan, create_pool
-from kvfsd.poolmedia import MediumSpec
+from kvfsd.pool.pool import CATALOG_NAME, Pool
+from kvfsd.pool.poolmaking import PoolPlan, create_pool
+from kvfsd.pool.poolmedia import MediumSpec
 from kvfsd.ports import InlineOffload, Ports
-from kvfsd.service import ServiceOptions
+from kvfsd.service.service import ServiceOptions
 from tests.sim.trace import CatalogSynced, MediaFlushed, MediaTrim, MediaWrite, Trace
 
 T = TypeVar("T")
