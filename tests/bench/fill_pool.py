@@ -18,10 +18,10 @@ import trio
 
 from kvfs.commands import ROOT_INO, AllocateIno, Commit, Found, Ino, MakeNode, Placement, WriteBlock
 from kvfs.queuepair import QueuePair
-from kvfsd.inprocess import InProcessQueuePair
-from kvfsd.kek import RawKeyFile
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.crypto.kek import RawKeyFile
+from kvfsd.pool.pool import Pool
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
 from tests.bench.scale import DIRECTORIES, OBJECT_BYTES, TENANT, object_path
 
 WORKERS = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from kvfs import limits
-from kvfsd import kdf, keys, sealing
+from kvfsd.crypto import kdf, keys, sealing
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.media.superblocks import format_medium
 from kvfsd.ondisk.metalog import SystemTenant, encode_system

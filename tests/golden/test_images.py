@@ -1,12 +1,12 @@
 import pytest
 
-from kvfsd import keys, sealing
+from kvfsd.crypto import keys, sealing
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.media.superblocks import read_superblock
 from kvfsd.ondisk.metalog import decode_system
 from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.ports import SystemRandomness
-from kvfsd.scan import ScannedRecord, SegmentScan, read_segment_header
+from kvfsd.segments.scan import ScannedRecord, SegmentScan, read_segment_header
 from tests.golden import images
 
 

@@ -16,9 +16,9 @@ import trio
 from kvfs import limits
 from kvfs.commands import Link, MakeNode, SetXattr
 from kvfs_tools import main
-from kvfsd.inprocess import InProcessQueuePair
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
 from tests.kvfsd.serving import Host
 
 DIRECTORY_MODE = 0o40755

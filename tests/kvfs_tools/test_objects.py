@@ -4,7 +4,7 @@ import subprocess
 
 import trio
 
-from kvfsd.pool import Pool
+from kvfsd.pool.pool import Pool
 from tests import mountlib
 
 

@@ -14,13 +14,13 @@ import trio
 
 from kvfs import limits
 from kvfs.commands import Rename, SetXattr, Unlink
-from kvfsd.inprocess import InProcessQueuePair
 from kvfsd.ondisk.record import RecordHeader, RecordType
-from kvfsd.pool import Pool
-from kvfsd.poollock import PoolLock
-from kvfsd.poolmedia import PoolMedium
-from kvfsd.scan import ScannedRecord, SegmentScan
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.poollock import PoolLock
+from kvfsd.pool.poolmedia import PoolMedium
+from kvfsd.segments.scan import ScannedRecord, SegmentScan
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
 from tests.kvfs_tools.pools import Kvfsctl, some_files
 from tests.kvfsd.serving import Host
 

@@ -7,7 +7,7 @@ import trio
 from kvfs_tools.inspection import TenantView
 from kvfs_tools.verification import Report, Verifier
 from kvfsd.catalog.rows import Location
-from kvfsd.pool import Pool
+from kvfsd.pool.pool import Pool
 from tests.kvfs_tools.pools import Kvfsctl, some_files
 
 

@@ -10,10 +10,10 @@ from kvfsd.catalog import Catalog
 from kvfsd.catalog.replay import FoundRecord
 from kvfsd.catalog.rows import BlockRow, KeySlotRow, Location, SegmentRow
 from kvfsd.catalog.schema import SegmentState
-from kvfsd.metadata_log import LogPayload, LogPorts, MetadataLog, SealedLogPayload
+from kvfsd.metalog.metadata_log import LogPayload, LogPorts, MetadataLog, SealedLogPayload
+from kvfsd.metalog.rebuild import FoundSegment
 from kvfsd.ondisk.record import RecordHeader, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentKind
-from kvfsd.rebuild import FoundSegment
 from tests.kvfsd.catalog.world import POOL, World
 
 SEGMENT_BYTES = 4 << 20

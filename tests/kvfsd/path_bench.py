@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from kvfs import limits
-from kvfsd import pipeline
-from kvfsd.inprocess import InProcessQueuePair
+from kvfsd.datapath import pipeline
+from kvfsd.datapath.stages import ReadRequest, Target, WriteRequest
 from kvfsd.media.faulty import FaultyMedium
-from kvfsd.pool import Pool
-from kvfsd.poolmedia import FileMedia
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.poolmedia import FileMedia
 from kvfsd.ports import InlineOffload
-from kvfsd.service import Service
-from kvfsd.session import Session
-from kvfsd.stages import ReadRequest, Target, WriteRequest
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
+from kvfsd.service.session import Session
 from tests.kvfsd.serving import TENANT, Host, Layout, make_pool, serving
 
 

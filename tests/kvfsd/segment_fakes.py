@@ -13,8 +13,8 @@ from kvfsd.catalog.schema import SegmentState
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.record import record_bytes
 from kvfsd.ondisk.superblock import Superblock
-from kvfsd.segment_space import OpenMedium
-from kvfsd.segments import SegmentStore
+from kvfsd.segments.space import OpenMedium
+from kvfsd.segments.store import SegmentStore
 
 POOL = bytes(range(16))
 UNIT = limits.RECORD_ALIGN_BYTES

@@ -24,13 +24,13 @@ from kvfs.commands import (
     WriteBlock,
 )
 from kvfs.queuepair import Buffer
-from kvfsd.inprocess import CodecQueuePair, InProcessQueuePair
-from kvfsd.kek import RawKeyFile
-from kvfsd.pool import Pool
-from kvfsd.poolmaking import PoolPlan, create_pool
-from kvfsd.poolmedia import MediaDriver, MediumSpec
+from kvfsd.crypto.kek import RawKeyFile
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.poolmaking import PoolPlan, create_pool
+from kvfsd.pool.poolmedia import MediaDriver, MediumSpec
 from kvfsd.ports import InlineOffload, Ports, SystemRandomness
-from kvfsd.service import Service, ServiceOptions
+from kvfsd.service.inprocess import CodecQueuePair, InProcessQueuePair
+from kvfsd.service.service import Service, ServiceOptions
 
 TENANT = "alpha"
 OTHER = "beta"

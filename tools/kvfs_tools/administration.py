@@ -10,18 +10,18 @@ import msgspec
 import trio
 
 from kvfs.errors import KvfsError
-from kvfsd import admin_client, mounts
-from kvfsd.admin import Methods
-from kvfsd.admin_methods import PoolAdmin
+from kvfsd.admin import admin_client, mounts
+from kvfsd.admin.admin import Methods
+from kvfsd.admin.admin_methods import PoolAdmin
 from kvfsd.cli import output
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.service.service import Service
 
 
 def administer(directory: str, options: KekOptions, method: str, **params: Any) -> Any:
-    """The result of `method` of `kvfsd.admin_methods` on the pool in `directory`.
+    """The result of `method` of `kvfsd.admin.admin_methods` on the pool in `directory`.
 
     A live mount of the pool runs it if there is one (it has the keys already); otherwise the pool is opened here.
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from kvfs.errors import FormatError, InvalidArgumentError, NotDirectoryError, NotFoundError
 from kvfs.limits import BLOCK_BYTES
 from kvfsd.catalog.rows import BlockRow, InodeRow
-from kvfsd.keys import NameSealer
-from kvfsd.pool import Pool
-from kvfsd.session_lookups import LINK_TARGET, XATTR_NAME
-from kvfsd.tenants import Tenant
+from kvfsd.crypto.keys import NameSealer
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.tenants import Tenant
+from kvfsd.service.session_lookups import LINK_TARGET, XATTR_NAME
 
 LISTING_BATCH = 512
 BLOCK_BATCH = 1024

@@ -11,7 +11,7 @@ import typer
 from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
-from kvfsd.poolfile import absolute
+from kvfsd.pool.poolfile import absolute
 
 
 def register(app: typer.Typer) -> None:
@@ -51,8 +51,8 @@ def check(
 
 async def _check(directory: str, kek: KekOptions) -> dict[str, Any]:
     from kvfs_tools.readonly import open_read_only
-    from kvfsd.admin_methods import tenant_value
-    from kvfsd.catalog.check import check as recount
+    from kvfsd.admin.admin_methods import tenant_value
+    from kvfsd.catalog import check as recount
 
     async with open_read_only(directory, kek) as opened:
         problems = recount(opened.pool.catalog.database)

@@ -1,4 +1,4 @@
-"""The media of a pool as `kvfsd.rebuild` wants to see them: every record, opened with the key file alone."""
+"""The media of a pool as `kvfsd.metalog.rebuild` wants to see them: every record, opened with the key file alone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import AsyncIterator, Mapping
 
 from kvfs import limits
 from kvfs.errors import BadRecordError, FormatError, MediumUnavailableError
-from kvfsd import keys
 from kvfsd.catalog.replay import FoundRecord
 from kvfsd.catalog.rows import KeySlotRow, Location, SegmentRow
 from kvfsd.catalog.schema import SegmentState
-from kvfsd.keys import KeyRing
+from kvfsd.crypto import keys
+from kvfsd.crypto.keys import KeyRing
+from kvfsd.crypto.sealing import open_record, record_salt
+from kvfsd.metalog.rebuild import FoundSegment
 from kvfsd.ondisk.record import OVERHEAD_BYTES, TAG_BYTES, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentHeader
-from kvfsd.poolmedia import PoolMedium
+from kvfsd.pool.poolmedia import PoolMedium
 from kvfsd.ports import Ports
-from kvfsd.rebuild import FoundSegment
-from kvfsd.scan import ScannedRecord, SegmentScan, read_segment_header
-from kvfsd.sealing import open_record, record_salt
+from kvfsd.segments.scan import ScannedRecord, SegmentScan, read_segment_header
 
 
 class MediaSource:
-    """Every record on the media of a pool (`kvfsd.rebuild.RecordSource`). `damages` collects what is none.
+    """Every record on the media of a pool (`kvfsd.metalog.rebuild.RecordSource`). `damages` collects what is none.
 
     `slot_keys` are those of the key file: two if a shred was cut off, and the newest snapshot is under one of them.
     """

@@ -14,7 +14,7 @@ from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
 from kvfsd.cli.program import argument
-from kvfsd.poolfile import absolute
+from kvfsd.pool.poolfile import absolute
 from kvfsd.units import parse_size_bytes
 
 app = program.new_app("Make pools and look at them.")

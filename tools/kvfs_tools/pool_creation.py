@@ -11,11 +11,11 @@ from kvfs.errors import ConfigError
 from kvfs_tools.administration import write_to_media
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
-from kvfsd.kek import KekSource, RawKeyFile
-from kvfsd.poolmaking import PoolPlan, create_pool, default_medium
-from kvfsd.poolmedia import MediumSpec
+from kvfsd.crypto.kek import KekSource, RawKeyFile
+from kvfsd.pool.poolmaking import PoolPlan, create_pool, default_medium
+from kvfsd.pool.poolmedia import MediumSpec
+from kvfsd.pool.tenants import NAME as TENANT_NAME
 from kvfsd.ports import SystemRandomness
-from kvfsd.tenants import NAME as TENANT_NAME
 from kvfsd.units import parse_size_bytes
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvfs.errors import ConfigError, ExistsError, FormatError, NotFoundError
-from kvfsd import poolfile
-from kvfsd.kek import KekSource
+from kvfsd.crypto.kek import KekSource
 from kvfsd.media.superblocks import read_superblock
 from kvfsd.ondisk.superblock import Superblock
-from kvfsd.poolfile import KekEntry, MediumEntry, PoolFile, stored_path, utf8_text
-from kvfsd.poollock import NAME as LOCK_NAME
-from kvfsd.poolmaking import key_directory_of
-from kvfsd.poolmedia import MediaDriver
+from kvfsd.pool import poolfile
+from kvfsd.pool.poolfile import KekEntry, MediumEntry, PoolFile, stored_path, utf8_text
+from kvfsd.pool.poollock import NAME as LOCK_NAME
+from kvfsd.pool.poolmaking import key_directory_of
+from kvfsd.pool.poolmedia import MediaDriver
 
 
 async def pool_file_of(

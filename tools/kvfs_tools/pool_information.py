@@ -6,14 +6,14 @@ import datetime
 from typing import Any
 
 from kvfs_tools.readonly import ReadOnlyPool, open_read_only
-from kvfsd.admin_methods import tenant_value
+from kvfsd.admin.admin_methods import tenant_value
 from kvfsd.catalog import schema
 from kvfsd.catalog.rows import SegmentRow
 from kvfsd.catalog.schema import MediumState
 from kvfsd.cli.options import KekOptions
 from kvfsd.cli.output import print_table
 from kvfsd.ondisk import superblock as superblock_format
-from kvfsd.poolmedia import PoolMedium
+from kvfsd.pool.poolmedia import PoolMedium
 from kvfsd.units import format_bytes
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from kvfs.errors import NotFoundError
-from kvfsd import pool as pools
-from kvfsd import poolfile
 from kvfsd.media.superblocks import read_superblock
-from kvfsd.poolfile import MediumEntry, stored_path
-from kvfsd.poollock import PoolLock
-from kvfsd.poolmedia import FileMedia, check_identity
+from kvfsd.pool import pool as pools
+from kvfsd.pool import poolfile
+from kvfsd.pool.poolfile import MediumEntry, stored_path
+from kvfsd.pool.poollock import PoolLock
+from kvfsd.pool.poolmedia import FileMedia, check_identity
 from kvfsd.ports import Ports
 
 

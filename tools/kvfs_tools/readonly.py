@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfs.errors import InvalidArgumentError, MediumUnavailableError, NotPermittedError
-from kvfsd import pool as pools
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
 from kvfsd.media.base import Capability, Medium
-from kvfsd.pool import Pool
-from kvfsd.poolmedia import PoolMedium, open_media
+from kvfsd.pool import pool as pools
+from kvfsd.pool.pool import Pool
+from kvfsd.pool.poolmedia import PoolMedium, open_media
 
 
 class UnlockedFile:
@@ -73,7 +73,7 @@ class UnlockedFile:
 
 
 class _UnlockedMedia:
-    """Opens media beside their owner (`kvfsd.poolmedia.MediaDriver`)."""
+    """Opens media beside their owner (`kvfsd.pool.poolmedia.MediaDriver`)."""
 
     def create(self, path: Path, size_bytes: int) -> Medium:
         raise NotPermittedError(f"medium {path}: opened for inspection only")

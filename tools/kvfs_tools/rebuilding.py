@@ -14,21 +14,21 @@ from typing import Any, Final
 from kvfs.errors import ConfigError, ExistsError, KvfsError
 from kvfs_tools.media_records import MediaSource
 from kvfs_tools.pool_from_media import make_directory, pool_file_of
-from kvfsd import pool as pools
-from kvfsd import poolfile
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.rows import MediumRow
 from kvfsd.catalog.schema import MediumState
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
 from kvfsd.cli.output import printable
-from kvfsd.kek import KekSource, source_of, sync_directory
-from kvfsd.keyfile import SlotKeyFile
-from kvfsd.poolfile import PoolFile
-from kvfsd.poollock import PoolLock
-from kvfsd.poolmedia import FileMedia, PoolMedium, open_media
+from kvfsd.crypto.kek import KekSource, source_of, sync_directory
+from kvfsd.crypto.keyfile import SlotKeyFile
+from kvfsd.metalog.rebuild import RebuildReport, rebuild
+from kvfsd.pool import pool as pools
+from kvfsd.pool import poolfile
+from kvfsd.pool.poolfile import PoolFile
+from kvfsd.pool.poollock import PoolLock
+from kvfsd.pool.poolmedia import FileMedia, PoolMedium, open_media
 from kvfsd.ports import Ports
-from kvfsd.rebuild import RebuildReport, rebuild
 
 REBUILT_NAME: Final = "catalog.db.rebuilt"
 _SUFFIXES: Final = ("", "-wal", "-shm")

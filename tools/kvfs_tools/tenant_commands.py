@@ -107,7 +107,7 @@ def _read(directory: str, kek: KekOptions, name: str = "") -> list[dict[str, Any
     import trio
 
     from kvfs_tools.readonly import open_read_only
-    from kvfsd.admin_methods import tenant_value
+    from kvfsd.admin.admin_methods import tenant_value
 
     async def read() -> list[dict[str, Any]]:
         async with open_read_only(directory, kek) as opened:

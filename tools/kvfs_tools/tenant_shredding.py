@@ -7,9 +7,9 @@ from pathlib import Path
 from kvfs.errors import NotEmptyError
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import KekOptions
-from kvfsd.pool import Pool
-from kvfsd.service import Service
-from kvfsd.shredding import shred_tenant
+from kvfsd.crypto.shredding import shred_tenant
+from kvfsd.pool.pool import Pool
+from kvfsd.service.service import Service
 
 
 async def shred(directory: Path, options: KekOptions, name: str, *, force: bool) -> None:

@@ -15,9 +15,9 @@ from kvfs import limits
 from kvfs.errors import BadRecordError, KvfsError, MediumUnavailableError, WrongKeyError
 from kvfs_tools.inspection import Node, TenantView
 from kvfsd.catalog.rows import BlockRow, InodeRow, Location
+from kvfsd.crypto.sealing import open_record, record_salt
 from kvfsd.ondisk.record import RecordIdentity, RecordType, record_bytes
-from kvfsd.poolmedia import PoolMedium
-from kvfsd.sealing import open_record, record_salt
+from kvfsd.pool.poolmedia import PoolMedium
 
 LOOKUPS_MAX = 5
 """How often a record that fails is looked up again: each time garbage collection would have to move it once more."""

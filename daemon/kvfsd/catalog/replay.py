@@ -1,6 +1,7 @@
 """Filling an empty catalog from what lies on the media: log changes, records that were found, and putting it in order.
 
-Used by `kvfsd.rebuild`. What was found and which blocks count go into temporary tables first, so memory stays bounded.
+Used by `kvfsd.metalog.rebuild`. What was found and which blocks count go into temporary tables first, so that memory
+stays bounded.
 """
 
 from __future__ import annotations

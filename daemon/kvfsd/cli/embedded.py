@@ -21,20 +21,21 @@ import trio
 from kvfs.commands import StatFilesystem
 from kvfs.errors import NotFoundError, PoolBusyError
 from kvfs.fuse import mount as fuse_mount
-from kvfsd import admin, directories, mounts
-from kvfsd.admin import Method, Methods, NoParams
-from kvfsd.admin_methods import PoolAdmin
+from kvfsd import directories
+from kvfsd.admin import admin, mounts
+from kvfsd.admin.admin import Method, Methods, NoParams
+from kvfsd.admin.admin_methods import PoolAdmin
+from kvfsd.admin.mounts import MountRecord
 from kvfsd.cli.background import Readiness
 from kvfsd.cli.keysource import kek_source
-from kvfsd.cli.notify import notify
+from kvfsd.cli import notify
 from kvfsd.cli.options import MountOptions
 from kvfsd.cli.privatepool import ensure_private_pool
 from kvfsd.cli.request import MountRequest
-from kvfsd.inprocess import InProcessQueuePair
 from kvfsd.metrics import prometheus_text
-from kvfsd.mounts import MountRecord
-from kvfsd.pool import Pool
-from kvfsd.service import Service
+from kvfsd.pool.pool import Pool
+from kvfsd.service.inprocess import InProcessQueuePair
+from kvfsd.service.service import Service
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvfsd.cli.options import KekOptions, check_one_key
-from kvfsd.kek import Credential, KekSource, Passphrase, RawKeyFile
+from kvfsd.crypto.kek import Credential, KekSource, Passphrase, RawKeyFile
 
 
 def kek_source(options: KekOptions) -> KekSource | None:

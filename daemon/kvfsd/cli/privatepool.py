@@ -13,10 +13,11 @@ from typing import Final
 
 from kvfs import limits
 from kvfs.errors import ConfigError
-from kvfsd import directories, poolfile
+from kvfsd import directories
 from kvfsd.cli.options import DEFAULT_TENANT
-from kvfsd.kek import RawKeyFile
-from kvfsd.poolmaking import PoolPlan, create_pool, default_medium
+from kvfsd.crypto.kek import RawKeyFile
+from kvfsd.pool import poolfile
+from kvfsd.pool.poolmaking import PoolPlan, create_pool, default_medium
 from kvfsd.ports import SystemRandomness
 
 MEDIUM_BYTES: Final = 64 * limits.GIB

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kvfs.errors import ConfigError
-from kvfsd import mounts
+from kvfsd.admin import mounts
 from kvfsd.cli.options import MountOptions, Source, parse_options, parse_source
 
 FUSE_DEVICE: Final = "/dev/fuse"

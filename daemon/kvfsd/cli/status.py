@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from kvfs.errors import ConfigError, KvfsError
-from kvfsd import admin_client, mounts
+from kvfsd.admin import admin_client, mounts
 from kvfsd.cli.output import print_table
 from kvfsd.units import format_bytes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from kvfs.errors import ConfigError, DeadlineExceededError, KvfsError
-from kvfsd import mounts
+from kvfsd.admin import mounts
 
 FUSERMOUNT_DEADLINE_S: Final = 30.0
 HOLDERS_SHOWN_MAX: Final = 5

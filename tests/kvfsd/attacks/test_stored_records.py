@@ -17,8 +17,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvfs.errors import BadRecordError
-from kvfsd import sealing
-from kvfsd.keys import KeyRing, KeySlot
+from kvfsd.crypto import sealing
+from kvfsd.crypto.keys import KeyRing, KeySlot
 from kvfsd.ondisk.record import HEADER_BYTES, RecordHeader, RecordIdentity, RecordType, record_bytes
 
 POOL, OTHER_POOL = bytes(range(16)), bytes(range(1, 17))

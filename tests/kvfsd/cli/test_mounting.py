@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from kvfsd import admin_client
+from kvfsd.admin import admin_client
 from tests import mountlib
 from tests.kvfsd.cli.sandbox import Sandbox, alive, wait_until
 

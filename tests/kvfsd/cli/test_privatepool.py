@@ -6,7 +6,7 @@ import pytest
 
 from kvfs.errors import ConfigError
 from kvfsd.cli import privatepool
-from kvfsd.pool import Pool
+from kvfsd.pool.pool import Pool
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from kvfs import limits
-from kvfsd import kdf, keyfile
+from kvfsd.crypto import kdf, keyfile
 from kvfsd.ondisk import metalog, record, segment, superblock
 from tests.golden import images
 

@@ -1,0 +1,1 @@
+"""Keys from the KEK down, and the sealing of records under them."""

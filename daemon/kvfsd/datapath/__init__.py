@@ -1,0 +1,1 @@
+"""The write and read paths of blocks: stages, admission, scheduling, placement."""

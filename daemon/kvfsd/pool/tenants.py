@@ -1,0 +1,168 @@
+"""Tenants of an open pool: create, list, show, set, delete. Their names are sealed under the system's names key."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from kvfs import limits
+from kvfs.errors import (
+    ExistsError,
+    FormatError,
+    InvalidArgumentError,
+    NotEmptyError,
+    NotFoundError,
+    NotPermittedError,
+)
+from kvfsd.catalog.catalog import Catalog
+from kvfsd.catalog.rows import InodeRow, TenantRow
+from kvfsd.catalog.schema import TenantState
+from kvfsd.crypto.keys import SYSTEM_TENANT, KeyRing
+from kvfsd.ports import Clock
+
+NAME: Final = re.compile(rb"[A-Za-z0-9._-]{1,%d}" % limits.TENANT_NAME_MAX_BYTES)
+NAMES_PARENT: Final = 0
+"""The directory number that tenants' names are sealed for; no directory has it."""
+ROOT_MODE: Final = stat.S_IFDIR | 0o755
+QUOTA_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as people see it. Quotas of 0 mean no bound of its own; `created_ns` is nanoseconds since the epoch."""
+
+    number: int
+    name: str
+    quota_bytes: int
+    used_bytes: int
+    quota_objects: int
+    used_objects: int
+    root_ino: int
+    created_ns: int
+
+
+class TenantRegistry:
+    """The tenants of one open pool. Every change is one transaction of the catalog."""
+
+    def __init__(self, catalog: Catalog, ring: KeyRing, clock: Clock, *, read_only: bool = False) -> None:
+        self._catalog = catalog
+        self._ring = ring
+        self._clock = clock
+        self._read_only = read_only
+
+    def create(self, name: str, *, quota_bytes: int = 0, quota_objects: int = 0, uid: int = 0, gid: int = 0) -> Tenant:
+        """A new tenant with keys of its own and an empty root directory (mode 0755) of `uid` and `gid`.
+
+        Raises:
+            InvalidArgumentError: the name is not 1 to 64 of A-Z a-z 0-9 . _ -, a number is out of range, or the pool
+                has `limits.TENANTS_MAX` tenants.
+            ExistsError: the name is taken.
+        """
+        self._check_writable()
+        sealed = self._seal(name)
+        _check_quota(quota_bytes, quota_objects)
+        if not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32):
+            raise InvalidArgumentError(f"tenant {name}: uid {uid}, gid {gid}: out of range")
+        if self._find(sealed) is not None:
+            raise ExistsError(f"tenant {name} exists already")
+        database, now_ns, number = self._catalog.database, self._clock.wall_ns(), None
+        try:
+            with self._catalog.transaction():
+                number = self._catalog.tenants.next_number()
+                ino = database.next_ino()
+                root = InodeRow(
+                    ino, ROOT_MODE, 2, uid, gid, 0, 0, 0, now_ns, now_ns, now_ns, database.next_generation(), ino
+                )
+                state = TenantState.ACTIVE
+                row = TenantRow(number, sealed, quota_bytes, quota_objects, 0, 0, ino, state, now_ns)
+                self._catalog.tenants.create(row, self._ring.create_tenant(number), root)
+        except BaseException:
+            if number is not None:
+                self._ring.forget_tenant(number)
+            raise
+        return self._shown(row)
+
+    def list(self) -> Sequence[Tenant]:
+        """All tenants, by name. A name that does not open is shown as its number (`#7`), and is damage."""
+        return sorted((self._shown(row) for row in self._active()), key=lambda tenant: tenant.name)
+
+    def show(self, name: str) -> Tenant:
+        """One tenant; NotFoundError."""
+        return self._shown(self._get(name))
+
+    def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
+        """New hard quotas, None leaves one as it is. Use above a new quota stays, growth is refused; NotFoundError."""
+        self._check_writable()
+        row = self._get(name)
+        new_bytes = row.quota_bytes if quota_bytes is None else quota_bytes
+        new_objects = row.quota_objects if quota_objects is None else quota_objects
+        _check_quota(new_bytes, new_objects)
+        with self._catalog.transaction():
+            self._catalog.tenants.set_quota(row.tenant, new_bytes, new_objects)
+        return self.show(name)
+
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """Delete a tenant: from here on it is not found, its keys are gone from memory and catalog.
+
+        Its space is freed afterwards, batch by batch (`catalog.purge`). The caller sees to it that it is not attached.
+        Older copies of the state directory still hold its wrapped keys: `shred` is what makes those useless too.
+
+        Raises:
+            NotFoundError: no such tenant.
+            NotEmptyError: it has objects, and not `force`.
+        """
+        self._check_writable()
+        row = self._get(name)
+        if row.used_objects and not force:
+            raise NotEmptyError(f"tenant {name} has {row.used_objects} objects; delete them first, or force it")
+        with self._catalog.transaction():
+            self._catalog.tenants.begin_delete(row.tenant)
+        self._ring.forget_tenant(row.tenant)
+
+    def _active(self) -> Iterator[TenantRow]:
+        return (row for row in self._catalog.tenants.all() if row.state == TenantState.ACTIVE)
+
+    def _find(self, sealed: bytes) -> TenantRow | None:
+        return next((row for row in self._active() if row.sealed_name == sealed), None)
+
+    def _get(self, name: str) -> TenantRow:
+        row = self._find(self._seal(name))
+        if row is None:
+            raise NotFoundError(f"no tenant {name} in this pool")
+        return row
+
+    def _seal(self, name: str) -> bytes:
+        raw = name.encode("utf-8", "surrogateescape")
+        if not NAME.fullmatch(raw) or raw in (b".", b".."):
+            raise InvalidArgumentError(
+                f"tenant name {name!r}: want 1 to {limits.TENANT_NAME_MAX_BYTES} of A-Z a-z 0-9 . _ -"
+            )
+        return self._ring.names(SYSTEM_TENANT).seal_name(NAMES_PARENT, raw)
+
+    def _shown(self, row: TenantRow) -> Tenant:
+        try:
+            name = self._ring.names(SYSTEM_TENANT).open_name(NAMES_PARENT, row.sealed_name).decode("ascii", "replace")
+        except FormatError:
+            name = f"#{row.tenant}"
+        return Tenant(
+            number=row.tenant,
+            name=name,
+            quota_bytes=row.quota_bytes,
+            used_bytes=row.used_bytes,
+            quota_objects=row.quota_objects,
+            used_objects=row.used_objects,
+            root_ino=row.root_ino,
+            created_ns=row.created_ns,
+        )
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise NotPermittedError("the pool is open read-only")
+
+
+def _check_quota(quota_bytes: int, quota_objects: int) -> None:
+    if not (0 <= quota_bytes <= QUOTA_MAX and 0 <= quota_objects <= QUOTA_MAX):
+        raise InvalidArgumentError(f"quota of {quota_bytes} bytes, {quota_objects} objects: want 0 (none) to 2^63-1")

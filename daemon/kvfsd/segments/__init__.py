@@ -1,0 +1,1 @@
+"""Segments on media: appending, pinning, scanning, collecting garbage."""

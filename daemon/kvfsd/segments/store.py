@@ -1,0 +1,229 @@
+"""SegmentStore: appends records to segments, reads them, and gives empty segments back.
+
+A segment belongs to one stream (kind, tenant, key epoch). Offsets are taken without waiting, records are written
+concurrently. Order that keeps a crash harmless: the catalog's row of a segment is there before its first byte, and a
+segment is trimmed only after the catalog that has forgotten it is on stable storage and its last reader has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final
+
+import trio
+
+from kvfs.errors import KvfsError, MediumUnavailableError, PoolFullError
+from kvfsd.catalog.rows import Location
+from kvfsd.ondisk.segment import SegmentKind
+from kvfsd.segments.appends import SPACE_DEADLINE_MS, SegmentAppender, SegmentTable
+from kvfsd.segments.space import MediumSpace, OpenMedium, Stream
+
+__all__ = ["SPACE_DEADLINE_MS", "OpenMedium", "SegmentStore", "SegmentTable"]
+
+KEEP_FROM_WRITERS: Final = 2
+"""Segments of each medium that data writers leave free: one for the collector's copies, one for the metadata log."""
+KEEP_FROM_COLLECTOR: Final = 1
+
+
+class SegmentStore:
+    """Segments of all media of a pool. Not thread-safe: it lives on the event loop, as the catalog does.
+
+    `transaction` opens a catalog transaction (never held over an await); `barrier` returns once everything committed
+    so far is on stable storage.
+    """
+
+    def __init__(
+        self,
+        media: Sequence[OpenMedium],
+        table: SegmentTable,
+        transaction: Callable[[], AbstractContextManager[None]],
+        barrier: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._table = table
+        self._transaction = transaction
+        self._barrier = barrier
+        self._releasing = trio.Lock()
+        self._appender = SegmentAppender(table, transaction)
+        rows = table.all()
+        self.spaces: dict[int, MediumSpace] = {}
+        for opened in media:
+            index = opened.superblock.medium_index
+            self.spaces[index] = MediumSpace(opened, (row for row in rows if row.medium == index))
+        self._close_unresumable()
+
+    # --- appending -------------------------------------------------------------------------------------
+
+    async def append(
+        self, tenant: int, epoch: int, media: Sequence[int], record: memoryview, kind: SegmentKind
+    ) -> tuple[Location, ...]:
+        """Write `record` (whole 4 KiB units) to each of `media`, all or an error -> its locations, in that order.
+
+        The caller calls `settle` with them once its rows are committed or given up. Raises PoolFullError if a medium
+        has no free segment and collecting finds none within SPACE_DEADLINE_MS, MediumUnavailableError if a write fails.
+        """
+        stream = Stream(kind, tenant, epoch)
+        keep = KEEP_FROM_WRITERS if kind is SegmentKind.DATA else 0
+        if not media:
+            raise PoolFullError("no medium of the pool takes new records")
+        if len(media) == 1:
+            return (await self._appender.append(self._space(media[0]), stream, record, keep),)
+        spaces = [self._space(index) for index in media]
+        return await self._append_to_each(spaces, stream, record, keep)
+
+    async def append_copy(self, source: Location, record: memoryview) -> Location:
+        """Write a copy of a record of `source`'s segment to the same medium and stream, for the collector.
+
+        It may take a segment that writers must leave; PoolFullError at once if there is none.
+        """
+        space = self._space(source.medium)
+        stream = space.segment(source.segment).stream
+        return await self._appender.append(space, stream, record, KEEP_FROM_COLLECTOR, wait=False)
+
+    def settle(self, locations: Iterable[Location]) -> None:
+        """What was appended at `locations` is in the catalog now, or never will be: their segments may be released."""
+        for location in locations:
+            self.spaces[location.medium].segment(location.segment).unsettled -= 1
+
+    async def _append_to_each(
+        self, spaces: list[MediumSpace], stream: Stream, record: memoryview, keep: int
+    ) -> tuple[Location, ...]:
+        """Append to several media at once; if one fails, the others' copies are given up and its error is raised."""
+        done: dict[int, Location] = {}
+        errors: list[KvfsError] = []
+
+        async def one(space: MediumSpace) -> None:
+            try:
+                done[space.index] = await self._appender.append(space, stream, record, keep)
+            except KvfsError as error:
+                errors.append(error)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for space in spaces:
+                    nursery.start_soon(one, space)
+        except BaseException:
+            self.settle(done.values())
+            raise
+        if errors:
+            self.settle(done.values())
+            raise errors[0]
+        return tuple(done[space.index] for space in spaces)
+
+    # --- opening and closing -------------------------------------------------------------------------
+
+    def _close_unresumable(self) -> None:
+        """Close the rows of segments that were open before the restart and cannot be appended to."""
+        for space in self.spaces.values():
+            for segment in space.to_close:
+                self._appender.close(space, segment)
+            space.to_close.clear()
+
+    def close_streams(self, tenant: int, epoch: int | None = None) -> None:
+        """Close the open segments of a tenant (of one key epoch, or of all): it is gone, or has a new epoch."""
+        for space in self.spaces.values():
+            for stream, state in list(space.streams.items()):
+                if stream.tenant == tenant and epoch in (None, stream.epoch) and not state.lock.locked():
+                    if state.segment is not None:
+                        self._appender.close(space, state.segment)
+                    del space.streams[stream]
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    async def read_into(self, location: Location, buffer: memoryview) -> None:
+        """Fill `buffer` (whole 4 KiB units) with what is stored from `location` on."""
+        space = self._space(location.medium)
+        await space.medium.read_into(space.byte_offset(location, len(buffer)), buffer)
+
+    async def advise(self, location: Location, length: int) -> None:
+        """Hint that `length` bytes from `location` on will be read soon."""
+        space = self._space(location.medium)
+        await space.medium.advise(space.byte_offset(location, length), length)
+
+    @contextlib.contextmanager
+    def pin(self, location: Location) -> Iterator[None]:
+        """While this is held the segment of `location` is not trimmed; NotFoundError if it is free already.
+
+        A reader that looks the location up in the catalog and pins it without an await between cannot get that error.
+        """
+        segment = self._space(location.medium).segment(location.segment)
+        segment.pins += 1
+        try:
+            yield
+        finally:
+            segment.pins -= 1
+
+    async def flush(self) -> None:
+        """Everything appended so far survives a power loss once this returns."""
+        for space in self.spaces.values():
+            await space.medium.flush()
+
+    # --- space -----------------------------------------------------------------------------------------
+
+    def has_room(self, medium: int) -> bool:
+        """True if data writers could open another segment on this medium now."""
+        space = self.spaces.get(medium)
+        return space is not None and space.free_segments > KEEP_FROM_WRITERS
+
+    def free_bytes(self) -> int:
+        """Room for records in free segments, less what writers must leave; garbage not counted."""
+        spaces = self.spaces.values()
+        return sum(max(0, space.free_segments - KEEP_FROM_WRITERS) * space.capacity_bytes for space in spaces)
+
+    def total_bytes(self) -> int:
+        """What `free_bytes` is for an empty pool."""
+        spaces = self.spaces.values()
+        return sum(
+            max(0, space.superblock.segment_count - KEEP_FROM_WRITERS) * space.capacity_bytes for space in spaces
+        )
+
+    def collect_with(self, wake: Callable[[], None]) -> None:
+        """From now on writers that find no free segment call `wake` and wait for an answer in `waiters`.
+
+        Without a collector a full medium is full at once.
+        """
+        self._appender.wake_collector = wake
+
+    async def release_empty(self) -> int:
+        """Free the closed segments that nothing refers to: catalog first, then barrier, then trim -> number freed.
+
+        A segment with unsettled appends is left alone, one with pins is trimmed by a later call. After an error
+        everything that was begun is taken up again by the next call.
+        """
+        async with self._releasing:
+            self._forget_empty()
+            waiting = [
+                (space, segment) for space in self.spaces.values() for segment in space.in_use.values() if segment.freed
+            ]
+            if not waiting:
+                return 0
+            await self._barrier()
+            freed = 0
+            for space, segment in waiting:
+                if segment.pins == 0:
+                    offset = space.superblock.segment_offset(segment.number)
+                    await space.medium.trim(offset, space.superblock.segment_bytes)
+                    space.give_back(segment)
+                    freed += 1
+            return freed
+
+    def _forget_empty(self) -> None:
+        """Remove the catalog's rows of empty segments; no new reader can find them from here on."""
+        with self._transaction():
+            forgotten = []
+            for row in self._table.empty():
+                space = self.spaces.get(row.medium)
+                segment = space.in_use.get(row.segment) if space is not None else None
+                if segment is not None and not segment.unsettled and not segment.freed:
+                    self._table.free(row.medium, row.segment)
+                    forgotten.append(segment)
+        for segment in forgotten:
+            segment.freed = True
+
+    def _space(self, medium: int) -> MediumSpace:
+        """The medium's state; MediumUnavailableError if the pool was opened without it."""
+        space = self.spaces.get(medium)
+        if space is None:
+            raise MediumUnavailableError(f"medium {medium} of the pool is not open")
+        return space

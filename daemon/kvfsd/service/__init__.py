@@ -1,0 +1,1 @@
+"""Commands of attachments carried out: sessions, background tasks, quarantine, the in-process queue pair."""

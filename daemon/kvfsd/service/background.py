@@ -1,0 +1,126 @@
+"""The tasks behind a service: each does a little, regularly, and none holds the event loop for long.
+
+metadata log    drains the catalog's outbox to the media            MetadataLog.run, every 250 ms
+collector       gives garbage in segments back                      when woken, every second
+reaper          releases blocks of large removed objects in batches every REAP_PERIOD_MS
+accesses        writes access times                                 every ACCESSES_PERIOD_MS
+checkpoint      copies the catalog's log into its database          when it is over WAL_SOFT_BYTES
+quarantine      purges what was kept long enough                    every PURGE_PERIOD_MS
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from kvfs.errors import FailsafeError, KvfsError
+from kvfsd.metalog import powerloss
+
+if TYPE_CHECKING:
+    from kvfsd.service.service import Service
+
+log = logging.getLogger(__name__)
+
+REAP_PERIOD_MS: Final = 200
+ACCESSES_PERIOD_MS: Final = 10_000
+CHECKPOINT_PERIOD_MS: Final = 500
+PURGE_PERIOD_MS: Final = 60_000
+RESTART_FIRST_MS: Final = 100
+RESTART_MAX_MS: Final = 10_000
+"""Pauses before a task that failed is started again: doubled each time."""
+
+Task = Callable[["Service"], Awaitable[None]]
+
+
+def start_all(service: Service, nursery: trio.Nursery) -> None:
+    """Start every task of the service in its nursery."""
+    for task in (metadata_log, collect, reap, write_accesses, checkpoint, purge_quarantine, tell_hidden):
+        nursery.start_soon(supervise, service, task)
+
+
+async def supervise(service: Service, task: Task) -> None:
+    """Run a task for ever: what it raises is reported, and it starts again after a pause. Failsafe ends it."""
+    name = getattr(task, "__name__", repr(task))
+    pause_ms = RESTART_FIRST_MS
+    while not service.failsafe_reason:
+        try:
+            await task(service)
+        except FailsafeError as error:
+            service.enter_failsafe(str(error))
+        except KvfsError as error:
+            log.warning("background task %s: %s", name, error)
+        except Exception:
+            service.metrics.counters.internal_errors += 1
+            log.exception("internal error in background task %s", name)
+            if service.options.raise_internal_errors:
+                raise
+        await trio.sleep(pause_ms / 1000)
+        pause_ms = min(2 * pause_ms, RESTART_MAX_MS)
+
+
+async def metadata_log(service: Service) -> None:
+    """Keep the sealed metadata log on the media close to the catalog; first see what a power loss left of it."""
+    if not service.catalog.database.was_clean:
+        try:
+            await powerloss.repair(service.catalog, service.store, service.metadata_log)
+        except KvfsError as error:  # what is queued must reach the media all the same
+            log.warning("what a rebuild needs could not be made good: %s", error)
+    await service.metadata_log.run()
+
+
+async def collect(service: Service) -> None:
+    """Collect garbage in segments."""
+    await service.collector.run()
+
+
+async def reap(service: Service) -> None:
+    """Release what removed objects and deleted tenants had, a batch per transaction, with room for others between."""
+    while True:
+        await trio.sleep(REAP_PERIOD_MS / 1000)
+        while _reap_some(service):
+            await trio.lowlevel.checkpoint()
+
+
+def _reap_some(service: Service) -> bool:
+    catalog = service.catalog
+    with catalog.transaction():
+        if catalog.doomed.reap():
+            return True
+        for tenant in catalog.purge.deleting():
+            if catalog.purge.purge_some(tenant):
+                return True
+            service.store.close_streams(tenant)
+    return False
+
+
+async def write_accesses(service: Service) -> None:
+    """Write access times that are pending."""
+    while True:
+        await trio.sleep(ACCESSES_PERIOD_MS / 1000)
+        service.accesses.flush()
+
+
+async def checkpoint(service: Service) -> None:
+    """Keep the catalog's write-ahead log short. The copying runs in a worker thread, beside commits."""
+    while True:
+        await trio.sleep(CHECKPOINT_PERIOD_MS / 1000)
+        due = service.catalog.database.wal.due_checkpoint()
+        if due is not None:
+            await service.pool.ports.offload.run(due)
+
+
+async def purge_quarantine(service: Service) -> None:
+    """Free what was in quarantine long enough."""
+    while True:
+        while service.quarantine.purge():
+            await trio.lowlevel.checkpoint()
+        await service.hidden.purge(service.quarantine.expiry_ns())
+        await trio.sleep(PURGE_PERIOD_MS / 1000)
+
+
+async def tell_hidden(service: Service) -> None:
+    """Tell mounts the names of objects that were hidden."""
+    await service.hidden.run()

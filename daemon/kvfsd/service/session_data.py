@@ -1,0 +1,128 @@
+"""Commands that move data or concern what is being written. Idempotent by themselves: nothing is stored for replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvfs.commands import (
+    AllocateIno,
+    Block,
+    Discard,
+    Done,
+    Ino,
+    ReadBlock,
+    ReleaseUnlinked,
+    Result,
+    Sync,
+    WriteBlock,
+)
+from kvfs.errors import BadRecordError, MediumUnavailableError, PoolFullError, QuotaExceededError
+from kvfs.queuepair import Buffer
+from kvfsd.datapath import pipeline
+from kvfsd.datapath.stages import ReadRequest, Target, WriteRequest
+from kvfsd.service.validation import check_block, check_ino
+
+if TYPE_CHECKING:
+    from kvfsd.service.session import Session
+
+
+class Outcome(NamedTuple):
+    """A result with its payload; `release` gives the payload's buffer back."""
+
+    result: Result
+    payload: memoryview = memoryview(b"")
+    release: Callable[[], None] | None = None
+
+
+def allocate_ino(session: Session, _: AllocateIno) -> Ino:
+    """AllocateIno: a number and a place in the quota of objects; nothing is written."""
+    ino = session.catalog.database.next_ino()
+    try:
+        session.reservations.allocate(ino)
+    except QuotaExceededError as error:
+        if not session.make_room(error):
+            raise
+        session.reservations.allocate(ino)
+    return Ino(ino)
+
+
+def discard(session: Session, command: Discard) -> Done:
+    """Discard: drop staged blocks and what they reserved."""
+    check_ino(command.ino)
+    check_block(command.from_block)
+    with session.catalog.transaction():
+        freed_bytes = session.catalog.blocks.drop_staged(
+            session.attachment, session.tenant, command.ino, command.from_block
+        )
+    session.reservations.discarded(command.ino, command.from_block, freed_bytes)
+    return Done()
+
+
+def release_unlinked(session: Session, command: ReleaseUnlinked) -> Done:
+    """ReleaseUnlinked: free a nameless object, or one that was never published."""
+    check_ino(command.ino)
+    database, tenant, attachment = session.catalog, session.tenant, session.attachment
+    with database.transaction():
+        freed_bytes = database.blocks.drop_staged(attachment, tenant, command.ino, 0)
+        database.inodes.release_unlinked(attachment, tenant, command.ino)
+    session.reservations.released(command.ino, freed_bytes)
+    session.accesses.forget(command.ino)
+    return Done()
+
+
+async def write_block(session: Session, command: WriteBlock, payload: Buffer) -> Outcome:
+    """WriteBlock: through the write path."""
+    view = memoryview(payload).cast("B")
+    check_ino(command.ino)
+    reservation = session.reservations.for_write(command.ino)
+    target = Target(session.tenant, session.attachment, command.ino, command.block)
+    request = WriteRequest(target, view, reservation)
+    try:
+        try:
+            await pipeline.write_block(session.path, request)
+        except (QuotaExceededError, PoolFullError) as error:
+            if not session.make_room(error):
+                raise
+            await pipeline.write_block(session.path, request)
+    finally:
+        session.reservations.tidy(command.ino)
+    return Outcome(Done())
+
+
+async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome:
+    """ReadBlock: through the read path; a fault is remembered, a record that is bad everywhere hides its object."""
+    ino = command.ino
+    target = Target(session.tenant, session.attachment, ino, command.block)
+    request = ReadRequest(target, command.staged, fresh=session.reservations.is_fresh(ino))
+    try:
+        verified = await pipeline.read_block(session.path, request)
+    except MediumUnavailableError:
+        session.quarantine.note_fault(session.tenant, ino)
+        raise
+    except BadRecordError as error:
+        if _is_committed(session, request):
+            session.quarantine.note_fault(session.tenant, ino)
+            session.service.hide(session.tenant, ino, str(error))
+        raise
+    if verified is None:
+        return Outcome(Block(0))
+    path = session.path
+    return Outcome(
+        Block(len(verified.plaintext)), verified.plaintext, lambda: pipeline.release_plaintext(path, verified)
+    )
+
+
+def _is_committed(session: Session, request: ReadRequest) -> bool:
+    """Whether the block that was read is the published one: a bad uncommitted block is its writer's trouble alone."""
+    target, blocks = request.target, session.catalog.blocks
+    committed = blocks.locate(target.tenant, target.ino, target.block)
+    if not request.staged or committed is None:
+        return committed is not None
+    return committed == blocks.locate_staged(target.attachment, target.tenant, target.ino, target.block)
+
+
+async def sync(session: Session, _: Sync, __: Buffer) -> Outcome:
+    """Sync: everything completed so far survives a power loss."""
+    await session.sync()
+    return Outcome(Done())
