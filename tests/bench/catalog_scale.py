@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kvfsd.catalog import Catalog
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.catalog.publication import Publication
 from kvfsd.catalog.rows import (
     BlockRow,

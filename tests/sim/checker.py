@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from kvfs_tools.media_records import MediaSource
 from kvfsd.catalog.catalog import Catalog
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.catalog.schema import SegmentState
 from kvfsd.crypto.kek import RawKeyFile
 from kvfsd.crypto.keyfile import SlotKeyFile

@@ -52,7 +52,7 @@ def check(
 async def _check(directory: str, kek: KekOptions) -> dict[str, Any]:
     from kvfs_tools.readonly import open_read_only
     from kvfsd.admin.admin_methods import tenant_value
-    from kvfsd.catalog import check as recount
+    from kvfsd.catalog.check import check as recount
 
     async with open_read_only(directory, kek) as opened:
         problems = recount(opened.pool.catalog.database)

@@ -28,7 +28,7 @@ from kvfsd.admin.admin_methods import PoolAdmin
 from kvfsd.admin.mounts import MountRecord
 from kvfsd.cli.background import Readiness
 from kvfsd.cli.keysource import kek_source
-from kvfsd.cli import notify
+from kvfsd.cli.notify import notify
 from kvfsd.cli.options import MountOptions
 from kvfsd.cli.privatepool import ensure_private_pool
 from kvfsd.cli.request import MountRequest

@@ -12,7 +12,7 @@ from typing import Final
 from kvfsd import directories
 from kvfsd.admin import mounts
 from kvfsd.cli import background, output
-from kvfsd.cli import notify
+from kvfsd.cli.notify import notify
 from kvfsd.cli.request import MountRequest
 
 _SYSLOG_PRIORITY: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}

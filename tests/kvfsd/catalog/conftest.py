@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from tests.kvfsd.catalog.world import World
 
 

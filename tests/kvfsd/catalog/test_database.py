@@ -15,7 +15,7 @@ import pytest
 from kvfs.errors import FailsafeError, FormatError, InternalError, KvfsError, NotFoundError, PoolBusyError
 from kvfsd.catalog import Catalog, Hooks
 from kvfsd.catalog import counters as counters_module
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.catalog.connection import Connection
 from kvfsd.catalog.database import Database
 from tests.kvfsd.catalog.world import POOL, World

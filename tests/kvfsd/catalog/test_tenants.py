@@ -6,7 +6,7 @@ import pytest
 
 from kvfs import limits
 from kvfs.errors import InternalError, InvalidArgumentError, NotFoundError, QuotaExceededError
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.catalog.rows import KeySlotRow
 from kvfsd.catalog.schema import META_SYSTEM_VERSION, TenantState
 from tests.kvfsd.catalog.world import FULL, World

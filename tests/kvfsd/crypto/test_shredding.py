@@ -16,7 +16,7 @@ from kvfsd.catalog import Catalog
 from kvfsd.cli.options import KekOptions
 from kvfsd.crypto.keyfile import SlotKeyFile
 from kvfsd.crypto.shredding import shred_tenant
-from kvfsd.metalog import rebuild
+from kvfsd.metalog.rebuild import rebuild
 from kvfsd.pool.pool import Pool
 from kvfsd.service.inprocess import InProcessQueuePair
 from kvfsd.service.service import Service

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from kvfs import limits
 from kvfs.errors import MediumUnavailableError
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.catalog.rows import Location
 from kvfsd.metalog.metadata_log import LogPayload, SealedLogPayload
 from kvfsd.ondisk.metalog import decode_batch, decode_system

@@ -13,7 +13,7 @@ import trio
 from kvfs.commands import RENAME_EXCHANGE
 from kvfs.errors import KvfsError, NotFoundError
 from kvfsd.catalog import Catalog
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.metalog.rebuild import RebuildReport, rebuild
 from kvfsd.ondisk.record import RecordHeader, RecordType
 from kvfsd.ondisk.segment import SegmentKind

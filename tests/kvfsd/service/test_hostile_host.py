@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvfs import wire
 from kvfs.commands import Command, Completion, Placement, ReadBlock, Request, WriteBlock
 from kvfs.errors import Status
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.service.service import ServiceOptions
 from tests.kvfsd.serving import TENANT, Layout, make_pool, serving
 

@@ -20,7 +20,7 @@ from kvfs.commands import (
     Unlink,
 )
 from kvfs.errors import BadRecordError, ExistsError, MediumUnavailableError, NotFoundError
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.service.inprocess import InProcessQueuePair
 from kvfsd.service.quarantine import GRACE_MS, KEEP_MS, SUSPECTS_MAX
 from kvfsd.service.service import Service

@@ -24,7 +24,7 @@ from kvfs.commands import (
     Unlink,
 )
 from kvfs.errors import FailsafeError, InternalError, NotFoundError, QuotaExceededError, TooManyOpenError
-from kvfsd.catalog import check
+from kvfsd.catalog.check import check
 from kvfsd.pool.pool import Pool
 from kvfsd.service import background, session_lookups
 from kvfsd.service.inprocess import InProcessQueuePair
