@@ -82,6 +82,17 @@ def connection_of(mountpoint: Path) -> str | None:
     return found
 
 
+def waiting_in(pid: int) -> str:
+    """What the threads of a process wait for in the kernel, one line each: for a process that does not answer."""
+    lines = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            state = next(line for line in (task / "status").read_text().splitlines() if line.startswith("State"))
+            stack = (task / "stack").read_text().split("\n")[:4]
+            lines.append(f"thread {task.name}: {state} {' < '.join(frame.partition(' ')[2] for frame in stack)}")
+    return "\n".join(lines)
+
+
 def abort_connection(mountpoint: Path) -> None:
     """Fail every request of a hung mount; silently does nothing where fusectl is not available."""
     number = connection_of(mountpoint)
@@ -189,8 +200,9 @@ class Mount:
             if self.process.poll() is not None:
                 raise MountError(f"mount ended with {self.process.returncode}\n{self.log_tail()}")
             if time.monotonic() > deadline:
+                where = waiting_in(self.process.pid)
                 self.kill()
-                raise MountError(f"not mounted after {START_LIMIT_S} s\n{self.log_tail()}")
+                raise MountError(f"not mounted after {START_LIMIT_S} s\n{where}\n{self.log_tail()}")
             time.sleep(0.01)
 
     def log_tail(self, size: int = 4000) -> str:

@@ -22,6 +22,9 @@ class System(Protocol):
     name: str
     directory: Path
 
+    def drain(self) -> None:
+        """Return when what was written has reached the disk."""
+
     def cold(self) -> None:
         """Drain, mount anew where there is a mount, drop the kernel's caches."""
 
@@ -68,9 +71,13 @@ class RawDirectory:
         self.directory = base / "raw"
         self.directory.mkdir()
 
+    def drain(self) -> None:
+        """Write back."""
+        settle(self.directory)
+
     def cold(self) -> None:
         """Write back and drop."""
-        settle(self.directory)
+        self.drain()
         drop_caches()
 
     def pid(self) -> int | None:
@@ -86,11 +93,15 @@ class Mounted:
         self.directory = mount.mountpoint
         mount.start()
 
+    def drain(self) -> None:
+        """Write back what the serving process wrote."""
+        settle(self._backing)
+
     def cold(self) -> None:
         """Unmount cleanly, write back, drop, mount again. The null filesystem forgets its names, so it stays."""
         if self.name != "null":
             self._mount.stop()
-        settle(self._backing)
+        self.drain()
         drop_caches()
         if self.name != "null":
             self._mount.start()

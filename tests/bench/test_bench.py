@@ -22,11 +22,12 @@ def results(kvfs_speed: float) -> kvblocks.Results:
                 made.cpu[phase, mode, 1, name] += [0.5]
     for clients in kvblocks.LOOKUP_CLIENTS:
         for name, rate in (("raw", 3e5), ("null", 2e4), ("kvfs", 16_000 if clients == 1 else 14_000)):
-            made.lookups[clients, name] += [rate]
+            for processors in kvblocks.PROCESSORS:
+                made.lookups[clients, processors, name] += [rate]
     return made
 
 
-@pytest.mark.parametrize(("speed", "verdicts"), [(4.5e8, "PBB"), (5.5e8, "PPB"), (7.1e8, "PPP"), (1e8, "BBB")])
+@pytest.mark.parametrize(("speed", "verdicts"), [(4.5e8, "PPBB"), (5.5e8, "PPPB"), (7.1e8, "PPPP"), (1e8, "BBBB")])
 def test_bars_decide_the_verdict(speed: float, verdicts: str) -> None:
     rows = kvblocks.table(results(speed), [1])
     assert "".join(str(row["verdict"])[0] for row in rows if row["mode"] == "direct") == verdicts
@@ -34,7 +35,7 @@ def test_bars_decide_the_verdict(speed: float, verdicts: str) -> None:
 
 
 def test_lookup_bar() -> None:
-    assert [row["verdict"] for row in kvblocks.lookup_table(results(1e9))] == ["PASS", "BELOW"]
+    assert [row["verdict"] for row in kvblocks.lookup_table(results(1e9))] == ["PASS", "BELOW"] * 2
 
 
 def test_text_table_is_aligned() -> None:

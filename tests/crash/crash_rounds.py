@@ -218,7 +218,11 @@ def run(rounds: int, seed: int, *, workers: int = 4, without: Sequence[str] = ()
         crash = CrashRounds(scratch, seed, workers, without)
         stack.callback(crash.close)
         for number in range(rounds):
-            if not _passed(crash, crash.round(), f"round {number} of seed {seed}"):
+            try:
+                violations = crash.round()
+            except mountlib.MountError as error:
+                violations = [str(error)]
+            if not _passed(crash, violations, f"round {number} of seed {seed}"):
                 break
             if verbose and (number + 1) % 10 == 0:
                 print(f"{number + 1} rounds, {crash.totals.acknowledged} acknowledged operations", flush=True)
