@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from kvfs.fuse.mount import READ_AHEAD_BYTES
 from tests import mountlib
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +63,11 @@ def memory_bytes(pid: int, key: str = "VmRSS") -> int:
     raise KeyError(key)
 
 
+def read_ahead(mountpoint: Path) -> Path:
+    """The file that says how many KiB the kernel reads ahead on a FUSE mount."""
+    return Path(f"/sys/class/bdi/0:{mountlib.connection_of(mountpoint)}/read_ahead_kb")
+
+
 class RawDirectory:
     """The directory that the pool lies in, without a filesystem of ours."""
 
@@ -92,6 +98,8 @@ class Mounted:
         self.name, self._mount, self._backing = name, mount, backing
         self.directory = mount.mountpoint
         mount.start()
+        if name == "null":
+            read_ahead(mount.mountpoint).write_text(f"{READ_AHEAD_BYTES // 1024}\n")  # as kvfs does itself
 
     def drain(self) -> None:
         """Write back what the serving process wrote."""
@@ -132,7 +140,7 @@ def all_systems(where: str | None, names: Sequence[str], pool_options: Sequence[
 def _null_mount(base: Path) -> mountlib.Mount:
     mountpoint = base / "null"
     mountpoint.mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("nullfs.py")), str(mountpoint)]
+    command = [sys.executable, "-m", "kvfs_tools.quickstart.nullfs", str(mountpoint)]
     return mountlib.Mount("null", mountpoint, base / "null.log", command=command)
 
 

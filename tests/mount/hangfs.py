@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import trio
 
-from tests.bench import nullfs
+from kvfs_tools.quickstart import nullfs
 
 
-class HangingOperations(nullfs.NullOperations):
-    async def lookup(self, parent_inode, name, ctx=None):
+class HangingFilesystem(nullfs.NullFilesystem):
+    async def lookup(self, parent_inode, name, ctx):
         if name == b"hang":
             await trio.sleep_forever()
         return await super().lookup(parent_inode, name, ctx)
 
 
 if __name__ == "__main__":
-    nullfs.NullOperations = HangingOperations  # type: ignore[misc]
-    nullfs.main()
+    nullfs.serve(HangingFilesystem(), sys.argv[1])

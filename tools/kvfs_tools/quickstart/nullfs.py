@@ -1,21 +1,26 @@
 """A null filesystem on pyfuse3: keeps names and sizes, throws data away, reads zeros: the price of FUSE in Python.
 
 `python -m kvfs_tools.quickstart.nullfs MOUNTPOINT` serves it until it is unmounted. It is the calibration beside which
-kvfs is measured: whatever it cannot do on a machine, no pyfuse3 filesystem can.
+the quickstart and tests/bench measure kvfs: mount options and the modes in which files are opened are those of kvfs, so
+what it cannot do on a machine, no filesystem on pyfuse3 can.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import os
 import stat
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyfuse3
 import trio
 from pyfuse3 import FUSEError, InodeT
+
+from kvfs.fuse.allocator import keep_large_allocations
 
 BLOCK_BYTES = 1 << 20
 CACHE_SECONDS = 3600.0
@@ -24,6 +29,8 @@ CACHE_SECONDS = 3600.0
 @dataclass(slots=True)
 class _Node:
     mode: int
+    uid: int
+    gid: int
     size: int = 0
     entries: dict[bytes, int] = field(default_factory=dict)
 
@@ -35,7 +42,7 @@ class NullFilesystem(pyfuse3.Operations):
 
     def __init__(self) -> None:
         super().__init__()
-        self._nodes = {int(pyfuse3.ROOT_INODE): _Node(stat.S_IFDIR | 0o777)}
+        self._nodes = {int(pyfuse3.ROOT_INODE): _Node(stat.S_IFDIR | 0o777, os.getuid(), os.getgid())}
         self._numbers = itertools.count(int(pyfuse3.ROOT_INODE) + 1)
         self._zeros = memoryview(bytes(BLOCK_BYTES))
 
@@ -44,15 +51,16 @@ class NullFilesystem(pyfuse3.Operations):
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = InodeT(ino)
         attributes.st_mode = pyfuse3.ModeT(node.mode)
+        attributes.st_uid, attributes.st_gid = node.uid, node.gid
         attributes.st_size = node.size
         attributes.st_nlink = 1
         attributes.st_blksize = BLOCK_BYTES
         attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
         return attributes
 
-    def _add(self, parent: int, name: bytes, mode: int) -> int:
+    def _add(self, parent: int, name: bytes, mode: int, ctx: Any) -> int:
         ino = next(self._numbers)
-        self._nodes[ino] = _Node(mode)
+        self._nodes[ino] = _Node(mode, ctx.uid, ctx.gid)
         self._nodes[parent].entries[name] = ino
         return ino
 
@@ -75,18 +83,19 @@ class NullFilesystem(pyfuse3.Operations):
 
     async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Make a directory."""
-        return self._attributes(self._add(parent_inode, name, stat.S_IFDIR | mode))
+        return self._attributes(self._add(parent_inode, name, stat.S_IFDIR | mode, ctx))
 
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it."""
-        ino = self._add(parent_inode, name, stat.S_IFREG | mode)
+        ino = self._add(parent_inode, name, stat.S_IFREG | mode, ctx)
         return await self.open(InodeT(ino), flags, ctx), self._attributes(ino)
 
     async def open(self, inode: InodeT, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        """Open a file with direct I/O, the faster of the two ways (docs/ARCHITECTURE.md)."""
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True)
+        """Open a file as kvfs does: one that is only written past the kernel's cache, any other through it."""
+        direct = flags & os.O_ACCMODE == os.O_WRONLY
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=direct, keep_cache=True)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Note how long the file is now."""
@@ -129,15 +138,15 @@ class NullFilesystem(pyfuse3.Operations):
         return data
 
 
-def main() -> None:
-    """Serve the null filesystem at the mountpoint given as the only argument."""
-    options = set(pyfuse3.default_options) - {"default_permissions"}
-    pyfuse3.init(NullFilesystem(), sys.argv[1], options | {"fsname=null"})
+def serve(filesystem: NullFilesystem, mountpoint: str) -> None:
+    """Mount and serve until it is unmounted, with the memory allocator and the number of tasks of kvfs."""
+    keep_large_allocations()
+    pyfuse3.init(filesystem, mountpoint, set(pyfuse3.default_options) | {"fsname=null"})
     try:
-        trio.run(pyfuse3.main)
+        trio.run(partial(pyfuse3.main, min_tasks=4))
     finally:
         pyfuse3.close(unmount=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(NullFilesystem(), sys.argv[1])
