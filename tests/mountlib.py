@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from pathlib import Path
 START_LIMIT_S = 30.0
 """How long a mount may take to appear, and to answer its first statvfs."""
 STOP_LIMIT_S = 30.0
+DUMP_LIMIT_S = 5.0
+"""How long a process that hangs may take to print its stacks."""
 POOL_SIZE = "8G"
 """Of a pool made without --size or --medium: a sparse file, larger than anything the tests store."""
 FUSECTL = Path("/sys/fs/fuse/connections")
@@ -91,6 +94,22 @@ def waiting_in(pid: int) -> str:
             stack = (task / "stack").read_text().split("\n")[:4]
             lines.append(f"thread {task.name}: {state} {' < '.join(frame.partition(' ')[2] for frame in stack)}")
     return "\n".join(lines)
+
+
+def where_it_hangs(process: subprocess.Popen[bytes], log: Path) -> str:
+    """End a mount that does not answer -> where its threads were, in the kernel and in Python (in its log)."""
+    kernel = waiting_in(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER in its environment makes it print all stacks
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(DUMP_LIMIT_S)
+    return f"{kernel}\n{log_tail(log)}"
+
+
+def log_tail(log: Path, size: int = 4000) -> str:
+    """The end of what a mount process printed."""
+    return log.read_bytes()[-size:].decode(errors="replace") if log.exists() else ""
 
 
 def abort_connection(mountpoint: Path) -> None:
@@ -175,7 +194,10 @@ class Mount:
         probe = [sys.executable, "-c", f"import os; os.statvfs({str(self.mountpoint)!r})"]
         try:
             subprocess.run(probe, timeout=START_LIMIT_S, check=True, capture_output=True)
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        except subprocess.TimeoutExpired as error:
+            assert self.process is not None
+            raise MountError(f"mounted, but no answer: {where_it_hangs(self.process, self.log)}") from error
+        except subprocess.CalledProcessError as error:
             raise MountError(f"mounted, but statvfs failed: {error}\n{self.log_tail()}") from error
 
     def start_and_kill(self, delay_s: float) -> None:
@@ -190,7 +212,12 @@ class Mount:
             argv += ["-o", ",".join(self.options)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"PYTHONFAULTHANDLER": "1"},
             )
 
     def _await_connection(self) -> None:
@@ -200,14 +227,14 @@ class Mount:
             if self.process.poll() is not None:
                 raise MountError(f"mount ended with {self.process.returncode}\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                where = waiting_in(self.process.pid)
+                where = where_it_hangs(self.process, self.log)
                 self.kill()
-                raise MountError(f"not mounted after {START_LIMIT_S} s\n{where}\n{self.log_tail()}")
+                raise MountError(f"not mounted after {START_LIMIT_S} s\n{where}")
             time.sleep(0.01)
 
     def log_tail(self, size: int = 4000) -> str:
         """The end of what the mount process printed."""
-        return self.log.read_bytes()[-size:].decode(errors="replace") if self.log.exists() else ""
+        return log_tail(self.log, size)
 
     @property
     def pid(self) -> int:
@@ -238,9 +265,10 @@ class Mount:
         try:
             status = self.process.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired as error:
+            where = where_it_hangs(self.process, self.log)
             abort_connection(self.mountpoint)
             self.kill()
-            raise MountError(f"no end {STOP_LIMIT_S} s after SIGTERM\n{self.log_tail()}") from error
+            raise MountError(f"no end {STOP_LIMIT_S} s after SIGTERM\n{where}") from error
         detach(self.mountpoint)
         return status
 

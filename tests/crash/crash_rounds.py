@@ -1,6 +1,7 @@
 """Kill -9 at random points of a mixed workload, mount again, check everything.
 
     python tests/crash/crash_rounds.py --rounds N [--seed S]
+    python tests/crash/crash_rounds.py --rounds 1 --seed S --first 80       round 80 again, on a fresh pool
 
 One pool lives through all rounds. In each round several workers store, overwrite, rename, truncate, link and unlink on
 a fresh mount while they journal what they begin and what was acknowledged, outside the mount. At a random moment the
@@ -9,7 +10,8 @@ again while it recovers. Then it is mounted once more and the whole tree is comp
 and byte-exact, the operation in flight happened wholly or not at all, and there is nothing else. The charged bytes and
 objects must equal a full recount of the catalog and of the tree. After the last round everything is removed: the
 segments must come back, no space may stay behind that nobody owns. Exit status 1 on any violation; what led to it
-(journals, log, tree listing) stays in the directory that is printed.
+(journals, log, tree listing, pool) stays in the directory that is printed. A mount that does not start or end in time
+is a violation, too, and what its threads were doing is printed. The last line is a summary in JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import os
 import random
 import select
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +38,9 @@ if __name__ == "__main__":
 from tests import mountlib  # noqa: E402 - the script may be started from anywhere
 from tests.crash.accounting import Accounting, segments_in_use  # noqa: E402
 from tests.crash.check import Expected, Tree, check_tree, expected_accounting  # noqa: E402
-from tests.crash.journal import Replay, replay  # noqa: E402
+from tests.crash.journal import replay  # noqa: E402
 from tests.crash.model import State, empty_state  # noqa: E402
+from tests.crash.totals import Reclaimed, Totals  # noqa: E402
 from tests.crash.workload import SHARED  # noqa: E402
 
 ACKNOWLEDGEMENTS_MAX = 150
@@ -52,46 +55,31 @@ SEGMENTS_LEFT_MAX = 8
 RECLAIM_LIMIT_S = 60.0
 
 
-@dataclass
-class Totals:
-    """What all rounds together did."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which rounds to run: those numbered from `first` on; a pool that failed is followed by a fresh one."""
 
-    rounds: int = 0
-    acknowledged: int = 0
-    in_flight: int = 0
-    in_flight_done: int = 0
-    recovery_kills: int = 0
-    remount_s: list[float] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Counts and the 95 % upper bound that they allow to claim."""
-        times = sorted(self.remount_s) or [0.0]
-        lines = [
-            f"rounds                    {self.rounds}",
-            f"acknowledged operations   {self.acknowledged}",
-            f"operations in flight      {self.in_flight}, of these done {self.in_flight_done}",
-            f"kills during recovery     {self.recovery_kills}",
-            f"remount median/max s      {statistics.median(times):.2f} / {times[-1]:.2f}",
-            f"violations                {len(self.violations)}",
-        ]
-        if self.rounds and not self.violations:
-            lines.append(f"95 % upper bound          {100 * 3 / self.rounds:.2f} % of kills lose or damage something")
-        return "\n".join(lines)
+    rounds: int
+    seed: int
+    first: int = 0
+    workers: int = 4
+    without: tuple[str, ...] = ()
+    failures_max: int = 1
+    """Failed rounds after which the run ends."""
 
 
 class CrashRounds:
     """A pool, its workers' states, and the rounds that they go through."""
 
-    def __init__(self, base: Path, seed: int, workers: int = 4, without: Sequence[str] = ()) -> None:
-        self.base, self.workers, self.without = base, workers, without
-        self.rng = random.Random(seed)
+    def __init__(self, base: Path, wanted: Wanted, totals: Totals) -> None:
+        self.base, self.wanted, self.totals = base, wanted, totals
+        self.rounds = 0
+        self.rng = random.Random(wanted.seed)
         self.pool = mountlib.PoolFixture.create(base, "--size", POOL_SIZE, tenants=(TENANT,))
         self.mount = self.pool.mount(TENANT)
         self.watchdog = mountlib.Watchdog(self.mount.mountpoint, 120.0)
         self.journals = base / "journals"
-        self.states: list[State] = [empty_state() for _ in range(workers)]
-        self.totals = Totals()
+        self.states: list[State] = [empty_state() for _ in range(wanted.workers)]
         self.mount.start()
         for shared in SHARED:
             (self.mount.mountpoint / shared).mkdir(parents=True)
@@ -101,15 +89,17 @@ class CrashRounds:
         self.mount.kill()
         self.watchdog.close()
 
-    def round(self) -> list[str]:
-        """One round on a running mount; the mount runs again afterwards -> violations."""
+    def round(self, number: int) -> list[str]:
+        """Round `number` on a running mount; the mount runs again afterwards -> violations."""
+        self.rng = random.Random(f"{self.wanted.seed} {number}")
         self.watchdog.beat()
         self._fresh_journals()
         violations = self._run_until_killed()
         self._recover()
         replays = [replay(self.journals / f"{n}.journal", state) for n, state in enumerate(self.states)]
         tree, states, found = check_tree(self.mount.mountpoint, replays)
-        self._count(replays, states)
+        self.rounds += 1
+        self.totals.count(replays, states)
         violations += found or self._check_accounting(expected_accounting(tree, states))
         self.states = states
         return violations
@@ -122,8 +112,8 @@ class CrashRounds:
 
     def _run_until_killed(self) -> list[str]:
         command = [sys.executable, "-m", "tests.crash.workload", str(self.mount.mountpoint), str(self.journals)]
-        command += ["--seed", str(self.rng.getrandbits(60)), "--workers", str(self.workers)]
-        command += ["--without", *self.without]
+        command += ["--seed", str(self.rng.getrandbits(60)), "--workers", str(self.wanted.workers)]
+        command += ["--without", *self.wanted.without]
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT)
         try:
             self._await_moment(worker)
@@ -160,13 +150,6 @@ class CrashRounds:
         self.mount.start()
         self.totals.remount_s.append(time.monotonic() - started)
 
-    def _count(self, replays: list[Replay], states: list[State]) -> None:
-        self.totals.rounds += 1
-        for replayed, state in zip(replays, states, strict=True):
-            self.totals.acknowledged += replayed.acknowledged
-            self.totals.in_flight += replayed.in_flight is not None
-            self.totals.in_flight_done += replayed.in_flight is not None and state != replayed.state
-
     def _check_accounting(self, expected: Expected) -> list[str]:
         """Recount on the closed pool, right after the recovery; then mount again for the next round."""
         status = self.mount.stop()
@@ -179,12 +162,14 @@ class CrashRounds:
         """Remove everything; the space must be free again soon -> violations."""
         self.watchdog.beat()
         shutil.rmtree(self.mount.mountpoint, ignore_errors=True)  # the mountpoint itself is busy and stays
-        left, limit = -1, time.monotonic() + RECLAIM_LIMIT_S
+        started, left = time.monotonic(), -1
+        limit = started + RECLAIM_LIMIT_S
         while left < 0 or (left > SEGMENTS_LEFT_MAX and time.monotonic() < limit):
             time.sleep(1.0)  # the collector works in the background
             self.mount.stop()
             left = segments_in_use(self.pool)
             self.mount.start()
+        self.totals.reclaimed.append(Reclaimed(self.rounds, left, time.monotonic() - started))
         self.mount.stop()
         violations = Accounting.take(self.pool, TENANT).violations(Expected(0, 0, 0))
         self.mount.start()
@@ -202,33 +187,49 @@ class CrashRounds:
 
 def _passed(crash: CrashRounds, violations: list[str], where: str) -> bool:
     """Note the violations, and keep what led to them."""
-    crash.totals.violations += violations
     if violations:
-        kept = Path(f"{crash.evidence()}-evidence")
+        crash.totals.failed_rounds.append(where)
+        crash.totals.violations += violations
+        kept = f"{crash.evidence()}-evidence"
         crash.mount.kill()
-        shutil.copytree(crash.base, kept, symlinks=True)
+        subprocess.run(["cp", "-a", "--sparse=always", crash.base, kept], check=False)
         print(f"{where}: evidence in {kept}", *violations[:20], sep="\n  ", flush=True)
     return not violations
 
 
-def run(rounds: int, seed: int, *, workers: int = 4, without: Sequence[str] = (), verbose: bool = True) -> Totals:
-    """`rounds` rounds on a pool of their own -> what happened; stops at the first round with violations."""
+def _rounds_on_one_pool(wanted: Wanted, numbers: deque[int], totals: Totals, tell: Callable[[str], None]) -> None:
+    """Rounds on a fresh pool until one fails or there are no more `numbers`; then its space must come back."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(mountlib.scratch_directory("kvfs-crash-"))
-        crash = CrashRounds(scratch, seed, workers, without)
+        crash = CrashRounds(scratch, wanted, totals)
         stack.callback(crash.close)
-        for number in range(rounds):
-            try:
-                violations = crash.round()
-            except mountlib.MountError as error:
-                violations = [str(error)]
-            if not _passed(crash, violations, f"round {number} of seed {seed}"):
-                break
-            if verbose and (number + 1) % 10 == 0:
-                print(f"{number + 1} rounds, {crash.totals.acknowledged} acknowledged operations", flush=True)
-        else:
-            _passed(crash, crash.reclaim(), f"after {rounds} rounds of seed {seed}")
-        return crash.totals
+        started = time.monotonic()
+        while numbers:
+            number = numbers.popleft()
+            if not _passed(crash, _guarded(crash.round, number), f"round {number} of seed {wanted.seed}"):
+                return
+            if crash.rounds % 10 == 0:
+                each = (time.monotonic() - started) / crash.rounds
+                done, operations = totals.rounds, totals.acknowledged.total()
+                tell(f"{done} of {wanted.rounds} rounds, {each:.1f} s each, {operations} acknowledged operations")
+        _passed(crash, _guarded(crash.reclaim), f"space after {crash.rounds} rounds of seed {wanted.seed}")
+
+
+def _guarded(step: Callable[..., list[str]], *args: int) -> list[str]:
+    """A mount that does not start or stop in time is a violation; its text says where the process waits."""
+    try:
+        return step(*args)
+    except mountlib.MountError as error:
+        return [str(error)]
+
+
+def run(wanted: Wanted, tell: Callable[[str], None] = lambda text: None) -> Totals:
+    """All rounds -> what happened; `tell` gets a line of progress now and then."""
+    totals = Totals(seed=wanted.seed)
+    numbers = deque(range(wanted.first, wanted.first + wanted.rounds))
+    while numbers and len(totals.failed_rounds) < wanted.failures_max:
+        _rounds_on_one_pool(wanted, numbers, totals, tell)
+    return totals
 
 
 def main() -> int:
@@ -236,17 +237,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--first", type=int, default=0, help="number of the first round, to repeat one that failed")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--without", nargs="*", default=[], help="operations to leave out, to narrow a failure down")
-    arguments = parser.parse_args()
+    parser.add_argument("--failures-max", type=int, default=1, help="go on, with a fresh pool, until so many failed")
+    options = vars(parser.parse_args())
+    wanted = Wanted(**options | {"without": tuple(options["without"])})
     mountlib.end_on_sigterm()
     reason = mountlib.can_mount()
     if reason is not None:
         print(f"cannot mount: {reason}", file=sys.stderr)
         return 2
-    print(f"seed {arguments.seed}, {arguments.rounds} rounds", flush=True)
-    totals = run(arguments.rounds, arguments.seed, workers=arguments.workers, without=arguments.without)
-    print(totals.table())
+    print(f"seed {wanted.seed}, {wanted.rounds} rounds", flush=True)
+    totals = run(wanted, lambda text: print(text, flush=True))
+    print(totals.table(), json.dumps(totals.summary()), sep="\n")
     return 1 if totals.violations else 0
 
 

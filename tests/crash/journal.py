@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Replay:
 
     state: State
     in_flight: Operation | None = None
-    acknowledged: int = 0
+    acknowledged: Counter[str] = field(default_factory=Counter)
+    """Operations by kind."""
     violations: list[str] = field(default_factory=list)
 
     def candidates(self) -> list[State]:
@@ -59,8 +61,8 @@ def replay(path: Path, start: State | None = None) -> Replay:
         elif "ack" in event:
             assert result.in_flight is not None, "acknowledged without a beginning"
             result.state = apply(result.state, result.in_flight)
+            result.acknowledged[result.in_flight["kind"]] += 1
             result.in_flight = None
-            result.acknowledged += 1
         else:
             result.violations.append(event["violation"])
     return result

@@ -16,6 +16,7 @@ import pytest
 from tests.crash.check import check_tree, expected_accounting
 from tests.crash.journal import JournalWriter, Replay, replay
 from tests.crash.model import State, apply, empty_state, is_sparse, materialise, size_of
+from tests.crash.totals import Totals
 from tests.crash.workload import SHARED
 
 WORKERS = 3
@@ -207,3 +208,21 @@ def test_size_and_sparseness_agree_with_the_bytes(seed: int) -> None:
 
 def test_states_survive_json() -> None:
     assert json.loads(json.dumps(OLD)) == OLD
+
+
+def test_totals_count_by_kind_and_say_what_was_in_flight(tmp_path: Path) -> None:
+    journal = JournalWriter(tmp_path / "0.journal")
+    put = {"kind": "put", "name": "w0_a", "seed": 1, "size": 2}
+    for _ in range(2):
+        journal.begin(put)
+        journal.acknowledge()
+    journal.begin({"kind": "unlink", "name": "w0_a"})
+    replayed, totals = replay(tmp_path / "0.journal"), Totals(seed=5)
+    totals.count([replayed], [replayed.candidates()[1]])
+    totals.count([replayed], [replayed.candidates()[0]])
+    summary = json.loads(json.dumps(totals.summary()))
+    assert (summary["seed"], summary["rounds"], summary["acknowledged"]) == (5, 2, {"put": 4})
+    assert (summary["in_flight"], summary["in_flight_done"]) == ({"unlink": 2}, {"unlink": 1})
+    assert "95 % upper bound" in totals.table()
+    totals.violations.append("w0_a: lost")
+    assert "95 % upper bound" not in totals.table(), "nothing is claimed of a run with violations"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,35 @@ def test_program_that_ends_at_once_is_quoted(base: Path) -> None:
     mount = mountlib.Mount("x", base / "mnt", base / "mnt.log", command=command)
     with pytest.raises(mountlib.MountError, match="no such pool: here"):
         mount.start()
+
+
+def hanging(base: Path, code: str) -> mountlib.Mount:
+    """A mount whose process calls `where_it_waits`, which never returns."""
+    (base / "mnt").mkdir()
+    (base / "hang.py").write_text(f"import signal, time\ndef where_it_waits():\n    time.sleep(600)\n{code}\n")
+    command = [sys.executable, str(base / "hang.py"), str(base / "mnt")]
+    return mountlib.Mount("x", base / "mnt", base / "mnt.log", command=command)
+
+
+def test_mount_that_never_appears_says_where_it_waits(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mountlib, "START_LIMIT_S", 1.0)
+    mount = hanging(base, "where_it_waits()")
+    with pytest.raises(mountlib.MountError, match=r"not mounted after 1.0 s\n(?s:.*)line 3 in where_it_waits"):
+        mount.start()
+    assert not mount.alive()
+
+
+def test_mount_that_does_not_end_says_where_it_waits(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mountlib, "STOP_LIMIT_S", 1.0)
+    mount = hanging(base, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhere_it_waits()")
+    mount._spawn()
+    for _ in range(1000):
+        if "deaf" not in mount.log_tail():
+            time.sleep(0.01)
+    with pytest.raises(mountlib.MountError, match=r"no end 1.0 s after SIGTERM\n(?s:.*)line 3 in where_it_waits"):
+        mount.stop()
+    assert mount.process is not None
+    assert mount.process.poll() is not None
 
 
 def test_failing_command_is_quoted() -> None:
