@@ -13,15 +13,15 @@ from tests.bench.lookups import miss_lookups_per_s
 from tests.bench.systems import RawDirectory, all_systems
 
 
-def results(kvfs_speed: float) -> kvblocks.Results:
+def results(kvfs_speed: float, null_speed: float = 9e8, null_lookups: float = 2e4) -> kvblocks.Results:
     made = kvblocks.Results()
     for phase in kvblocks.BARS:
         for mode in ("buffered", "direct"):
-            for name, speed in (("raw", 1e9), ("null", 9e8), ("kvfs", kvfs_speed)):
+            for name, speed in (("raw", 1e9), ("null", null_speed), ("kvfs", kvfs_speed)):
                 made.speeds[phase, mode, 1, name] += [speed, speed * 2, 1.0]
                 made.cpu[phase, mode, 1, name] += [0.5]
     for clients in kvblocks.LOOKUP_CLIENTS:
-        for name, rate in (("raw", 3e5), ("null", 2e4), ("kvfs", 16_000 if clients == 1 else 14_000)):
+        for name, rate in (("raw", 3e5), ("null", null_lookups), ("kvfs", 16_000 if clients == 1 else 14_000)):
             for processors in kvblocks.PROCESSORS:
                 made.lookups[clients, processors, name] += [rate]
     return made
@@ -36,6 +36,26 @@ def test_bars_decide_the_verdict(speed: float, verdicts: str) -> None:
 
 def test_lookup_bar() -> None:
     assert [row["verdict"] for row in kvblocks.lookup_table(results(1e9))] == ["PASS", "BELOW"] * 2
+
+
+def test_bar_that_no_mount_reaches_is_noted_and_still_missed() -> None:
+    rows = kvblocks.table(results(3e8, null_speed=4.5e8), [1])
+    below = "null below the bar too"
+    assert [row["note"] for row in rows if row["mode"] == "direct"] == ["", "", below, below]
+    assert {row["verdict"] for row in rows} == {"BELOW"}
+    assert rows[0]["null_ratio"] == 0.45
+    lookups = kvblocks.lookup_table(results(1e9, null_lookups=14_999))
+    assert [(row["verdict"], row["note"]) for row in lookups] == [("PASS", below), ("BELOW", below)] * 2
+
+
+def test_calibration_alone_has_no_verdicts() -> None:
+    made = results(1e9)
+    for measured in (made.speeds, made.cpu, made.lookups):
+        for key in [key for key in measured if key[-1] == "kvfs"]:
+            del measured[key]
+    for row in (*kvblocks.table(made, [1]), *kvblocks.lookup_table(made)):
+        assert "note" in row
+        assert not any("kvfs" in column or column == "verdict" for column in row)
 
 
 def test_text_table_is_aligned() -> None:
