@@ -61,6 +61,7 @@ class Catalog:
         doomed = Doomed(database, segments)
         inodes = Inodes(database, blocks, tenants, doomed)
         namespace = Namespace(database, inodes)
+        log_rows = LogRows(database, segments)
         return cls(
             database=database,
             segments=segments,
@@ -75,8 +76,8 @@ class Catalog:
             attachments=Attachments(database, blocks, inodes, doomed),
             quarantine=QuarantineRows(database, namespace, inodes),
             media=MediaRows(database),
-            log_rows=LogRows(database, segments),
-            purge=Purge(database, inodes, tenants, segments),
+            log_rows=log_rows,
+            purge=Purge(database, inodes, tenants, segments, log_rows),
         )
 
     def transaction(self) -> Transaction:

@@ -17,6 +17,7 @@ from kvfs.errors import FailsafeError, FormatError, InternalError, NotFoundError
 from kvfsd.catalog import schema
 from kvfsd.catalog.connection import Connection, Row
 from kvfsd.catalog.counters import Counters
+from kvfsd.catalog.outbox import OutboxSize
 from kvfsd.catalog.wal import WriteAheadLog, sync_directory
 from kvfsd.ondisk.metalog import Change, encode_entries
 
@@ -67,6 +68,8 @@ class Database(Connection):
         """Whether the process before closed the catalog; False means: recover."""
         self._hooks = hooks or Hooks()
         self._transaction = Transaction(self)
+        self.outbox = OutboxSize()
+        """What waits for the metadata log."""
         self._changes: dict[int, list[Change]] = {}
         self._next_sequence = 1
         self._counters = Counters(self)
@@ -138,6 +141,7 @@ class Database(Connection):
         self.run("PRAGMA wal_autocheckpoint=0")
         head = self.one("SELECT max(sequence) FROM outbox")
         self._next_sequence = (head[0] if head and head[0] else 0) + 1
+        self.outbox.read(self)
         self._counters.start()  # the first commit: from here on there is a -wal file
         self._wal = WriteAheadLog(self.path)
 
@@ -164,11 +168,13 @@ class Database(Connection):
         except BaseException:
             self.rollback()
             raise
+        self.outbox.committed()
         self._hooks.after_commit()
 
     def rollback(self) -> None:
         """Undo everything since `begin`."""
         self._changes.clear()
+        self.outbox.undone()
         if self.in_transaction:
             self.run("ROLLBACK")
 
@@ -194,6 +200,7 @@ class Database(Connection):
             for blob in encode_entries(changes):
                 self.run("INSERT INTO outbox VALUES(?,?,?)", (tenant, self._next_sequence, blob))
                 self._next_sequence += 1
+                self.outbox.change(1, len(blob))
         self._changes.clear()
 
     # --- counters --------------------------------------------------------------------------------------

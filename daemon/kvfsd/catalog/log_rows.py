@@ -24,6 +24,18 @@ class LogState(NamedTuple):
     snapshot_bytes: int = 0
 
 
+class Queued(NamedTuple):
+    """The oldest queued entries of a tenant: all up to sequence `through`."""
+
+    through: int
+    entries: list[bytes]
+
+    @property
+    def entry_bytes(self) -> int:
+        """Encoded bytes of all entries."""
+        return sum(map(len, self.entries))
+
+
 class LogRecord(NamedTuple):
     """A record of the metadata log (or, for tenant 0, of the system): payload `length` and replicas."""
 
@@ -50,7 +62,7 @@ class LogRows:
     # --- outbox ----------------------------------------------------------------------------------------
 
     def waiting_tenants(self) -> list[int]:
-        """Tenants with queued entries."""
+        """Tenants with queued entries: one step down the table's B-tree for each, however many entries there are."""
         found: list[int] = []
         while row := self._database.one(
             "SELECT tenant FROM outbox WHERE tenant>? ORDER BY tenant LIMIT 1", (found[-1] if found else 0,)
@@ -58,19 +70,20 @@ class LogRows:
             found.append(row[0])
         return found
 
-    def pending(self, tenant: int, max_bytes: int) -> list[tuple[int, bytes]]:
-        """The tenant's oldest queued (sequence, entry) pairs, as many as fit `max_bytes` with their lengths."""
+    def pending(self, tenant: int, max_bytes: int) -> Queued:
+        """The tenant's oldest queued entries, as many as fit `max_bytes` with their lengths; none: `through` is 0."""
         rows = self._database.all(
             "SELECT sequence, blob FROM outbox WHERE tenant=? ORDER BY sequence LIMIT ?", (tenant, _PENDING_ROWS)
         )
-        used = 0
-        taken: list[tuple[int, bytes]] = []
+        used = through = 0
+        entries: list[bytes] = []
         for sequence, blob in rows:
             used += len(blob) + LENGTH_BYTES
             if used > max_bytes:
                 break
-            taken.append((sequence, blob))
-        return taken
+            entries.append(blob)
+            through = sequence
+        return Queued(through, entries)
 
     def is_active(self, tenant: int) -> bool:
         """Whether the tenant exists and is not being deleted."""
@@ -80,12 +93,13 @@ class LogRows:
     def discard(self, tenant: int) -> None:
         """Forget the queued entries of a tenant that is being deleted: there is no key to seal them with."""
         self._database.require_transaction()
-        self._database.run("DELETE FROM outbox WHERE tenant=?", (tenant,))
+        row = self._database.one("SELECT coalesce(sum(length(blob)), 0) FROM outbox WHERE tenant=?", (tenant,))
+        count = self._database.run("DELETE FROM outbox WHERE tenant=?", (tenant,))
+        self._database.outbox.change(-count, -int(row[0]) if row else 0)
 
     def backlog(self) -> int:
         """Number of queued entries of all tenants."""
-        row = self._database.one("SELECT count(*) FROM outbox")
-        return int(row[0]) if row else 0
+        return self._database.outbox.rows
 
     # --- records ---------------------------------------------------------------------------------------
 
@@ -96,10 +110,11 @@ class LogRows:
         )
         return LogState._make(row) if row else LogState()
 
-    def append(self, record: LogRecord, through_sequence: int) -> None:
-        """A record holding the tenant's entries up to `through_sequence` is on the media: they leave the outbox."""
+    def append(self, record: LogRecord, queued: Queued) -> None:
+        """A record that holds what `pending` gave is on the media: those entries leave the outbox."""
         self._database.require_transaction()
-        self._database.run("DELETE FROM outbox WHERE tenant=? AND sequence<=?", (record.tenant, through_sequence))
+        count = self._database.run("DELETE FROM outbox WHERE tenant=? AND sequence<=?", (record.tenant, queued.through))
+        self._database.outbox.change(-count, -queued.entry_bytes)
         self.add_record(record)
         state = self.state(record.tenant)
         self.set_state(

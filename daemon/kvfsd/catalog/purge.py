@@ -6,6 +6,7 @@ from typing import Final
 
 from kvfsd.catalog.database import Database, Row
 from kvfsd.catalog.inodes import Inodes
+from kvfsd.catalog.log_rows import LogRows
 from kvfsd.catalog.schema import TenantState
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.catalog.tenants import Tenants
@@ -17,11 +18,14 @@ PURGE_BATCH: Final = 256
 class Purge:
     """Deletes tenants after `Tenants.begin_delete`."""
 
-    def __init__(self, database: Database, inodes: Inodes, tenants: Tenants, segments: SegmentRows) -> None:
+    def __init__(
+        self, database: Database, inodes: Inodes, tenants: Tenants, segments: SegmentRows, log_rows: LogRows
+    ) -> None:
         self._database = database
         self._inodes = inodes
         self._tenants = tenants
         self._segments = segments
+        self._log_rows = log_rows
 
     def deleting(self) -> list[int]:
         """Tenants that still have something to free."""
@@ -35,7 +39,8 @@ class Purge:
             return True
         if self._records("block", "ino, block", tenant) or self._records("log_record", "generation", tenant):
             return True
-        for table in ("doomed", "outbox", "log_state", "key_slot"):
+        self._log_rows.discard(tenant)
+        for table in ("doomed", "log_state", "key_slot"):
             self._database.run(f"DELETE FROM {table} WHERE tenant=?", (tenant,))
         self._tenants.forget(tenant)
         return False

@@ -170,22 +170,22 @@ class MetadataLog:
                 self._rows.discard(tenant)
             self._snapshots.pop(tenant, None)
             return False
-        pending = self._rows.pending(tenant, BATCH_MAX_BYTES - HEADER_BYTES)
-        if not pending or pending[0][0] > last:
+        queued = self._rows.pending(tenant, BATCH_MAX_BYTES - HEADER_BYTES)
+        if not queued.entries:
             return False
         generation = self._database.next_generation()
-        payload = encode_batch(self._rows.state(tenant).head_generation, [blob for _, blob in pending])
+        payload = encode_batch(self._rows.state(tenant).head_generation, queued.entries)
         sealing = LogPayload(RecordType.METADATA_LOG, tenant, 0, generation, payload)
         locations = await self._append(sealing, self._ports.seal, SegmentKind.METADATA_LOG)
         try:
             if not self._rows.is_active(tenant):
                 return False  # deleted meanwhile: the record is garbage in its segment
             with self._catalog.transaction():
-                self._rows.append(LogRecord(tenant, generation, len(payload), locations), pending[-1][0])
+                self._rows.append(LogRecord(tenant, generation, len(payload), locations), queued)
         finally:
             self._ports.store.settle(locations)
-        self._note_snapshot(tenant, pending[-1][0], generation, len(payload))
-        return True
+        self._note_snapshot(tenant, queued.through, generation, len(payload))
+        return queued.through < last
 
     async def _append(self, sealing: LogPayload, seal: Seal, kind: SegmentKind) -> tuple[Location, ...]:
         sealed = seal(sealing)
