@@ -8,7 +8,8 @@ read with one readv; every block has other bytes, and kvfs and raw are compared 
 "drained" counts the time until all of it is on the disk; "cold" = drained, mounted anew, caches dropped. Everything is
 stored once untimed first, because memory that a virtual machine has never touched is slow. The systems take turns
 inside each repetition, in reversed order every other time; figures are medians over the repetitions, ratios are to the
-raw X The verdict and the exit status take no notice of it.
+raw directory of the same run. Where the null filesystem stays below a bar, too, a note says so: a mount that does
+nothing does not reach it on this machine. The verdict and the exit status take no notice of it.
 Needs root (drop_caches) and a machine that does nothing else.
 """
 
