@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
@@ -129,6 +129,12 @@ class OpenFile:
     """Blocks that the daemon holds uncommitted -> their length."""
     poison: KvfsError | None = None
     """Why this file will never be published; set once, never cleared."""
+    on_poison: Callable[[OpenFile], None] | None = None
+    """Called once, at the moment the file is poisoned; must not wait."""
+    told: bool = False
+    """A close has reported the poison."""
+    discarded: bool = False
+    """The daemon has forgotten what was sent before the poison."""
     commit_lock: trio.Lock = field(default_factory=trio.Lock)
     """Held by whoever commits, truncates, names or discards the file."""
     _sends: int = 0
@@ -201,7 +207,9 @@ class OpenFile:
     def poison_with(self, cause: KvfsError) -> None:
         """An acknowledged write is lost or a write failed: the first cause stays."""
         if self.poison is None:
-            self.poison = cause
+            self.poison = error_for(cause.status, str(cause))  # without the traceback, which holds the writer's buffers
+            if self.on_poison is not None:
+                self.on_poison(self)
 
     def check_poison(self) -> None:
         """Raise the cause again if the file is poisoned."""

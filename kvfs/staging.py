@@ -57,7 +57,6 @@ class Staging:
         Raises FileTooLargeError (an argument that no file can satisfy, the file stays as it is), the cause of an
         earlier failure, or what ReadBlock raises for older content.
         """
-        file.check_poison()
         position, stop, view = offset, offset + len(data), memoryview(data)
         if stop > FILE_MAX_BYTES:
             raise FileTooLargeError(f"a write up to byte {stop}, files end at {FILE_MAX_BYTES}")
@@ -68,6 +67,7 @@ class Staging:
                 piece = view[position - offset : position - offset + count]
                 await self._write_piece(file, index, start, piece)
                 position += count
+                file.check_poison()
                 file.size = max(file.size, position)
                 file.note_write(self._now_ns())
         except KvfsError as error:
@@ -76,6 +76,7 @@ class Staging:
 
     async def _write_piece(self, file: OpenFile, index: int, start: int, piece: memoryview) -> None:
         while True:
+            file.check_poison()  # lost meanwhile: nothing staged of it is to be fetched, no block to be added
             block = file.blocks.get(index)
             if block is None:
                 if len(piece) == BLOCK_BYTES:
@@ -85,7 +86,6 @@ class Staging:
                     await self._buffers.new_block(file, index)
             elif block.state is not BlockState.OPEN:
                 await block.wait_settled()
-                file.check_poison()
             elif start > block.length and block.needs_base:
                 await self._buffers.load_base(block)
             else:
@@ -128,11 +128,13 @@ class Staging:
                 await self._buffers.load_base(block)
             else:
                 await block.wait_settled()
-                file.check_poison()
+            file.check_poison()
         available = file.base_bytes(index)
         if start >= available:
             return _EMPTY
-        return (await self._reads.fetch(file.ino, index, staged=True))[start : min(stop, available)]
+        view = (await self._reads.fetch(file.ino, index, staged=True))[start : min(stop, available)]
+        file.check_poison()  # what was staged may have been discarded before this was read
+        return view
 
     # --- truncate --------------------------------------------------------------------------------------
 
@@ -198,27 +200,38 @@ class Staging:
                 file.poison_with(error)
                 raise
             except Exception as error:
-                log.error("Commit failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - see kvfs.tracebacks
-                failure = InternalError(f"Commit: {type(error).__name__}")
-                file.poison_with(failure)
-                raise failure from error
+                raise _poisoned_by_bug(file, error) from error
             finally:
                 file.open_gate()
             return command
 
     async def discard(self, file: OpenFile) -> None:
-        """The last handle is gone and the file will not be published: drop what was written."""
+        """The file will not be published, because it is poisoned or has no name: drop what was written.
+
+        Once for a poisoned file: a later call drops what writers added that had not noticed, and leaves alone what
+        another staging of the object has sent.
+        """
         async with file.commit_lock:
             while busy := [block for block in file.blocks.values() if block.state is not BlockState.OPEN]:
                 await busy[0].wait_settled()
             # Asked for after a failure, too: a WriteBlock that timed out may still have taken effect.
-            had_blocks = bool(file.sent) or file.poison is not None
+            had_blocks = bool(file.sent) or (file.poison is not None and not file.discarded)
             for block in list(file.blocks.values()):
                 self._buffers.remove(block, departing=False)
             file.sent.clear()
             file.changed = False
             self._reads.drop(file.ino)
             if not file.published:  # its number counts as an object until it is given back
-                await self._queue_pair.submit(ReleaseUnlinked(ino=file.ino))
+                if not file.discarded:
+                    await self._queue_pair.submit(ReleaseUnlinked(ino=file.ino))
             elif had_blocks:
                 await self._queue_pair.submit(Discard(ino=file.ino, from_block=0))
+            file.discarded = file.poison is not None
+
+
+def _poisoned_by_bug(file: OpenFile, error: Exception) -> InternalError:
+    """Poison the file of a Commit that failed in a way that no command should -> what to raise."""
+    log.error("Commit failed unexpectedly: %s", without_text(error))
+    failure = InternalError(f"Commit: {type(error).__name__}")
+    file.poison_with(failure)
+    return failure

@@ -48,7 +48,7 @@ ERRNO: Final[dict[Status, tuple[int, int, int, int]]] = {
     Status.NOT_SUPPORTED: (_E.EOPNOTSUPP, _E.EOPNOTSUPP, _E.EOPNOTSUPP, _E.EOPNOTSUPP),
     Status.TOO_MANY_LINKS: (_E.EMLINK, _E.EIO, _E.EMLINK, _E.EMLINK),
     Status.PROTOCOL: (_E.EIO, _E.EIO, _E.EIO, _E.EIO),
-    Status.STALE: (_E.ENOENT, _E.ESTALE, _E.ESTALE, _E.ESTALE),
+    Status.STALE: (_E.ESTALE, _E.ESTALE, _E.ESTALE, _E.ESTALE),
     Status.INTERNAL: (_E.EIO, _E.EIO, _E.EIO, _E.EIO),
 }
 """Never ENOSYS: the kernel would stop asking for the whole life of the mount."""

@@ -1,127 +1,20 @@
-"""Handlers of file data: create, open, read, write, flush, fsync, release."""
+"""Handlers of file data: read, write, flush, fsync, release."""
 
 from __future__ import annotations
 
 import os
-import stat
 
-from pyfuse3 import EntryAttributes, FileInfo, RequestContext
-
-from kvfs.commands import AllocateIno, Attributes, GetAttributes, Ino, OpenObject, Placement, Sync
-from kvfs.errors import ExistsError, IsDirectoryError, KvfsError
+from kvfs.commands import Sync
+from kvfs.errors import KvfsError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
-from kvfs.fuse.handles import Handle, OpenInode
-from kvfs.fuse.state import MountState, check_name, entry_of_file
+from kvfs.fuse.handles import Handle
+from kvfs.fuse.opens import OpenHandlers
 from kvfs.limits import BLOCK_BYTES
-from kvfs.openfile import OpenFile
 
 
-class FileHandlers:
+class FileHandlers(OpenHandlers):
     """Data of regular files. Writes go to staging, reads come from staging or from verified blocks."""
-
-    state: MountState
-
-    @guarded(Context.NAME)
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        """Open a name that the kernel does not know, with O_CREAT; it is pending until the first commit."""
-        state = self.state
-        check_name(name)
-        state.table.check_room()
-        pending = state.pending.get(parent_inode, name)
-        existing = pending.attributes() if pending else await state.lookup(parent_inode, name)
-        if existing is not None:  # another mount was faster
-            if flags & os.O_EXCL:
-                raise ExistsError("the name is taken")
-            if stat.S_ISDIR(existing.mode):
-                raise IsDirectoryError("the name is a directory")
-            info = await self._open(existing.ino, flags)
-            return info, await state.entry_of(existing.ino)
-        file = await self.new_file(parent_inode, name, mode, ctx)
-        inode = state.table.acquire_now(file.ino)
-        inode.file = file
-        try:
-            info = self._handle(inode, flags, keep_cache=False)
-        except KvfsError as error:
-            file.poison_with(error)
-            await state.let_go(inode)
-            raise
-        state.pending.add(file)
-        return info, entry_of_file(file)
-
-    async def new_file(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> OpenFile:
-        """An empty file that nobody has seen yet; `mode` has the umask applied (by the kernel)."""
-        mode, gid = await self.state.ownership(parent, stat.S_IFREG | stat.S_IMODE(mode), ctx)
-        result = (await self.state.queue_pair.submit(AllocateIno())).result
-        assert isinstance(result, Ino)
-        now_ns = self.state.now_ns()
-        attributes = Attributes(
-            ino=result.ino,
-            mode=mode,
-            nlink=1,
-            uid=ctx.uid,
-            gid=gid,
-            rdev=0,
-            size=0,
-            stored_bytes=0,
-            atime_ns=now_ns,
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-            generation=0,
-        )
-        return OpenFile(attributes, entry=Placement(parent=parent, name=name), published=False)
-
-    @guarded(Context.LOOKUP)
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open an existing file. A file of KV-block size is fetched and verified before this returns."""
-        self.state.table.check_room()
-        return await self._open(inode, flags)
-
-    async def _open(self, ino: int, flags: int) -> FileInfo:
-        inode = await self.state.table.acquire(ino)
-        try:
-            if inode.file is not None:
-                inode.file.check_poison()
-            keep_cache = await self._prepare(inode, flags)
-            if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
-                file = await self.state.file_for_writing(inode)
-                await self.state.staging.truncate(file, 0)
-            generation = inode.attributes.generation if inode.staged is None and inode.attributes else 0
-            return self._handle(inode, flags, keep_cache=keep_cache, generation=generation)
-        except BaseException:
-            await self.state.let_go(inode)
-            raise
-
-    async def _prepare(self, inode: OpenInode, flags: int) -> bool:
-        """Learn the file's attributes, verify its data for a reader -> whether the kernel's cached data is current."""
-        state = self.state
-        if inode.staged is not None:
-            state.hints.forget(inode.ino)
-            return False
-        reader = flags & os.O_ACCMODE == os.O_RDONLY
-        attributes = await state.found(OpenObject(ino=inode.ino) if reader else GetAttributes(ino=inode.ino))
-        if inode.staged is not None:  # a writer began meanwhile
-            state.hints.forget(inode.ino)
-            return False
-        state.note_current(inode, attributes)
-        keep_cache = state.hints.note_open(inode.ino, attributes.generation)
-        if reader:
-            state.invalidations.accessed(inode.ino)
-            cached = not flags & os.O_DIRECT and state.hints.is_served(
-                inode.ino, attributes.generation, attributes.size
-            )
-            if not cached and attributes.size <= state.verify_at_open_max_bytes:
-                await state.reads.verify(inode.ino, attributes.size)
-        return keep_cache
-
-    def _handle(self, inode: OpenInode, flags: int, *, keep_cache: bool, generation: int = 0) -> FileInfo:
-        """A handle of its own for an acquired inode: write-only ones bypass the kernel's cache."""
-        direct = flags & os.O_ACCMODE == os.O_WRONLY
-        number = self.state.table.add(Handle(inode, flags, direct, 0 if direct else generation))
-        inode.cached_handles += not direct
-        return FileInfo(fh=number, direct_io=direct, keep_cache=keep_cache or direct)
 
     @guarded(Context.READ)
     async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
@@ -129,8 +22,11 @@ class FileHandlers:
         state = self.state
         handle = state.table.handle(fh)
         inode = handle.inode
+        if handle.torn:
+            await state.poisoned.tell(handle)
         staged = inode.staged
         if staged is not None:
+            inode.shown_generation = staged.committed.generation
             return await state.staging.read(staged, off, size)
         attributes = inode.attributes or await state.refresh(inode)
         data = await state.reads.read(inode.ino, attributes.size, off, size)
@@ -146,8 +42,18 @@ class FileHandlers:
         """All of `buf` or an error, which poisons the file."""
         handle = self.state.table.handle(fh)
         inode = handle.inode
-        file = inode.file or await self.state.file_for_writing(inode)
-        await self.state.staging.write(file, off, buf)
+        await self.state.poisoned.tell(handle)
+        file = inode.file
+        if file is None:
+            file = await self.state.file_for_writing(inode)
+            await self.state.poisoned.tell(handle)
+        if not handle.direct:  # the kernel shows these bytes to all cached handles from now on
+            inode.shown_generation = file.committed.generation
+        try:
+            await self.state.staging.write(file, off, buf)
+        except KvfsError:
+            await self.state.poisoned.tell(handle)
+            raise
         if handle.direct and inode.cached_handles:
             # The kernel dropped the range before this request; a reader may have brought older bytes back since.
             self.state.invalidations.inode(inode.ino)
@@ -157,15 +63,24 @@ class FileHandlers:
     async def flush(self, fh: int) -> None:
         """A descriptor is closed: what was written through this mount is published, or the error is told."""
         handle = self.state.table.handle(fh)
-        if handle.inode.file is not None and handle.writable:
+        if not handle.writable:
+            return
+        try:
+            await self._store(handle)
+        except KvfsError:
+            if handle.lost is not None:
+                handle.lost.told = True
+            raise
+
+    async def _store(self, handle: Handle) -> None:
+        await self.state.poisoned.tell(handle)
+        if handle.inode.file is not None:
             await self.state.publish(handle.inode.file)
 
     @guarded(Context.WRITE)
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Published, and safe from a power loss."""
-        handle = self.state.table.handle(fh)
-        if handle.inode.file is not None:
-            await self.state.publish(handle.inode.file)
+        await self._store(self.state.table.handle(fh))
         await self.state.queue_pair.submit(Sync())
 
     @guarded(Context.WRITE)

@@ -36,6 +36,10 @@ class OpenInode:
     """Handles that read through the kernel's page cache."""
     unlinked: bool = False
     """The daemon keeps the object only because this mount has it open."""
+    failed: OpenFile | None = None
+    """The last staging of it that was poisoned."""
+    shown_generation: int = -1
+    """What was staged over this generation of the data was read through a handle."""
 
     def doubt(self) -> None:
         """The object changed behind this mount's back: its attributes are to be asked for again."""
@@ -61,6 +65,10 @@ class Handle:
     """Generation of the data that the kernel may cache through this handle; 0 = none."""
     next_offset: int = 0
     """Where a sequential reader reads next."""
+    lost: OpenFile | None = None
+    """The staging that was poisoned while this was open: flush, fsync and writes say so."""
+    torn: bool = False
+    """It may have shown bytes that will never be published, so that reads say so too."""
 
     @property
     def writable(self) -> bool:
@@ -115,6 +123,10 @@ class OpenTable:
         """The staging of `ino`, if it is open and differs from what the daemon has."""
         inode = self._inodes.get(ino)
         return None if inode is None else inode.staged
+
+    def handles_of(self, inode: OpenInode) -> Iterator[Handle]:
+        """All its handles; slow, for what is rare."""
+        return (held for held in self._handles.values() if isinstance(held, Handle) and held.inode is inode)
 
     async def acquire(self, ino: int) -> OpenInode:
         """The open inode with one handle more; waits for a removal of the object that is under way."""

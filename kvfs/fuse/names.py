@@ -68,7 +68,7 @@ class NameHandlers(FileHandlers):
         try:
             await self.state.publish(file)
         except KvfsError:
-            await self.state.staging.discard(file)
+            await self.state.poisoned.try_discard(file)
             raise
         return entry_of(file.committed)
 
@@ -115,6 +115,8 @@ class NameHandlers(FileHandlers):
             return
         target = await self.state.lookup(parent_inode, name)
         if target is None:
+            if self.state.pending.forget_lost(parent_inode, name):
+                return
             raise NotFoundError("no such name")
         await self._remove(
             target.ino, lambda keep_open: Unlink(parent=parent_inode, name=name, keep_open=keep_open), parent_inode
@@ -208,6 +210,8 @@ class RenameHandlers(NameHandlers):
         except BaseException:
             if state.pending.get(new.parent, new.name) is file:
                 state.pending.move(file, old)
+            elif state.pending.forget_lost(new.parent, new.name):  # poisoned: it never had the new name
+                state.pending.lose(old, file)
             raise
         state.changes.note(old.parent)
         return True
@@ -219,7 +223,11 @@ class RenameHandlers(NameHandlers):
         if file is None:
             attributes = await state.lookup(entry.parent, entry.name)
             if attributes is None:
+                lost = state.pending.lost(entry.parent, entry.name)
+                if lost is not None:
+                    lost.check_poison()
                 raise NotFoundError("no such name")
+            state.poisoned.check_name(state.table.get(attributes.ino))
             file = state.table.staged(attributes.ino)
             if file is None:
                 return attributes

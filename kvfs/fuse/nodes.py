@@ -8,6 +8,7 @@ from typing import Final
 from pyfuse3 import EntryAttributes, RequestContext, SetattrFields, StatvfsData
 
 from kvfs.commands import Bytes, FilesystemUsage, Lookup, ReadLink, SetAttributes, StatFilesystem
+from kvfs.errors import NotFoundError, StaleError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
 from kvfs.fuse.state import MountState, check_name, entry_of, entry_of_file
@@ -36,7 +37,10 @@ class NodeHandlers:
     @guarded(Context.LOOKUP)
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes for stat(2) and fstat(2)."""
-        return await self.state.entry_of(inode)
+        try:
+            return await self.state.entry_of(inode)
+        except NotFoundError as error:  # the kernel asks for the name anew, as after open
+            raise StaleError(f"object {inode} has no name any more") from error
 
     @guarded(Context.WRITE)
     async def setattr(
@@ -44,6 +48,8 @@ class NodeHandlers:
     ) -> EntryAttributes:
         """chmod, chown, utimens, truncate, ftruncate; the kernel has checked permissions and cleared suid bits."""
         if fields.update_size:
+            if fh is not None:
+                await self.state.poisoned.tell(self.state.table.handle(fh))
             await self._truncate(inode, attr.st_size, commit=fh is None)
         command = SetAttributes(
             ino=inode,

@@ -25,6 +25,7 @@ from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFo
 from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
 from kvfs.fuse.invalidation import Invalidations
 from kvfs.fuse.pending import PendingNames
+from kvfs.fuse.poisoned import PoisonedFiles
 from kvfs.limits import BLOCK_BYTES, NAME_MAX_BYTES, VERIFY_AT_OPEN_MAX_BYTES
 from kvfs.openfile import OpenFile
 from kvfs.queuepair import QueuePair
@@ -60,6 +61,7 @@ class MountState:
         self.changes = ChangeLog()
         self.removed_directories = RemovedDirectories()
         self.invalidations = Invalidations()
+        self.poisoned = PoisonedFiles(self)
 
     # --- attributes ------------------------------------------------------------------------------------
 
@@ -130,18 +132,25 @@ class MountState:
             inode.file.adopt(attributes)
 
     async def file_for_writing(self, inode: OpenInode) -> OpenFile:
-        """The inode's staging, made now if it has none."""
-        if inode.file is None:
+        """The inode's staging, made now if it has none. What a poisoned one left behind is discarded before."""
+        while inode.file is None:
+            poisoned = self.poisoned.get(inode.ino)
+            if poisoned is not None:
+                await self.poisoned.discard(poisoned)
             attributes = await self.refresh(inode)
             if not stat.S_ISREG(attributes.mode):
                 raise InvalidArgumentError("only regular files have a size and data")
-            if inode.file is None:  # another task may have made it meanwhile
-                inode.file = OpenFile(attributes, unlinked=inode.unlinked)
+            if inode.file is None and self.poisoned.get(inode.ino) is None:  # other tasks may have been here meanwhile
+                inode.file = OpenFile(attributes, unlinked=inode.unlinked, on_poison=self.poisoned.note)
         return inode.file
 
     async def publish(self, file: OpenFile) -> None:
         """Commit what was written to `file`, if anything. Raises what makes it impossible, now and later."""
-        command = await self.staging.commit(file)
+        try:
+            command = await self.staging.commit(file)
+        except KvfsError:
+            await self.poisoned.try_discard(file)
+            raise
         if command is None:
             return
         if command.entry is not None:
@@ -156,10 +165,18 @@ class MountState:
     async def let_go(self, inode: OpenInode) -> None:
         """One handle less; the last one stores or drops what is staged. Never raises KvfsError: nobody would see it."""
         inode.handles -= 1
-        while inode.handles == 0 and inode.file is not None:
+        tried: OpenFile | None = None
+        while inode.handles == 0:
+            poisoned = self.poisoned.get(inode.ino)
+            if inode.file is None and poisoned is tried:
+                break
             inode.handles = 1  # ours, so that nobody forgets the inode while it is being closed
             try:
-                await self._close(inode, inode.file)
+                if inode.file is not None:
+                    await self._close(inode, inode.file)
+                elif poisoned is not None:
+                    await self.poisoned.try_discard(poisoned)
+                    tried = poisoned
             finally:
                 inode.handles -= 1
         if inode.handles == 0:
@@ -170,30 +187,17 @@ class MountState:
 
     async def _close(self, inode: OpenInode, file: OpenFile) -> None:
         try:
-            if file.poison is None and file.dirty and not file.unlinked:
+            if file.dirty and not file.unlinked:
                 await self.publish(file)
-            elif file.poison is not None or file.dirty or not file.published:
-                await self._drop(file)
+            elif file.dirty or not file.published:
+                await self.staging.discard(file)
         except KvfsError as error:
             log.warning("closing an object failed: %s", error.status.name)
         except Exception as error:
             log.error("closing an object failed unexpectedly: %s", without_text(error))  # noqa: TRY400 - kvfs.tracebacks
             inode.file = None
-        if inode.handles == 1 and (not file.dirty or file.unlinked):
+        if inode.handles == 1 and inode.file is file and (not file.dirty or file.unlinked):
             inode.file = None
-
-    async def _drop(self, file: OpenFile) -> None:
-        """Poisoned or unlinked: nothing of what is staged will be seen again."""
-        entry = file.entry
-        try:
-            await self.staging.discard(file)
-        finally:
-            if entry is not None:
-                self.pending.remove(entry, file)
-                self.invalidations.entry(entry.parent, entry.name)
-            if not file.unlinked:
-                self.hints.forget(file.ino)
-                self.invalidations.inode(file.ino)
 
     async def _last_rites(self, command: Command) -> None:
         try:

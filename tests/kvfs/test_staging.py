@@ -292,6 +292,115 @@ async def test_a_lost_block_poisons_with_its_cause(bench: Bench, error: type[Kvf
     assert bench.staging.used_blocks == 0
 
 
+async def test_poison_is_told_once_at_its_moment_and_holds_no_buffer(bench: Bench) -> None:
+    file = await bench.create("f")
+    told: list[OpenFile] = []
+    file.on_poison = told.append
+    bench.dpu.fail("WriteBlock", QuotaExceededError("full"), times=3)
+    await bench.staging.write(file, 0, pattern(3 * MIB))
+    assert told == []
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == [file]
+    with pytest.raises(QuotaExceededError):
+        await bench.staging.write(file, 0, b"x")
+    assert told == [file]
+    assert isinstance(file.poison, QuotaExceededError)
+    assert file.poison.__traceback__ is None, "its frames hold what the writer wrote"
+
+
+@pytest.mark.parametrize("size", [100, MIB])
+async def test_a_writer_that_waited_for_room_leaves_nothing_in_a_poisoned_file(bench: Bench, size: int) -> None:
+    file = await bench.create("f")
+    bench.dpu.holds["WriteBlock"] = trio.Event()
+    bench.dpu.fail("WriteBlock", QuotaExceededError("full"))
+    await bench.staging.write(file, 0, pattern(PLACES * MIB))
+
+    async def second() -> None:
+        with pytest.raises(QuotaExceededError):
+            await bench.staging.write(file, PLACES * MIB, pattern(size))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.staging.used_blocks == PLACES
+        bench.dpu.holds.pop("WriteBlock").set()
+        await trio.testing.wait_all_tasks_blocked()
+        await bench.staging.discard(file)
+    await bench.staging.discard(file)
+    assert bench.staging.used_blocks == 0
+    assert not file.blocks
+
+
+async def test_a_writer_that_waited_for_room_fetches_nothing_for_a_poisoned_file(bench: Bench) -> None:
+    """What it would fetch is staged content, which readers of the committed version must not find in the cache."""
+    file = await bench.published("f", pattern(MIB))
+    await bench.staging.write(file, 0, pattern(MIB, 2))
+    await trio.testing.wait_all_tasks_blocked()
+    bench.dpu.holds["WriteBlock"] = trio.Event()
+    bench.dpu.fail("WriteBlock", QuotaExceededError("full"))
+    await bench.staging.write(file, MIB, pattern(PLACES * MIB))
+
+    async def second() -> None:
+        with pytest.raises(QuotaExceededError):
+            await bench.staging.write(file, 500, b"leaves a gap")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        bench.dpu.holds.pop("WriteBlock").set()
+    assert bench.dpu.calls["ReadBlock"] == 0
+
+
+async def test_a_poisoned_file_is_discarded_once(bench: Bench) -> None:
+    """What is staged of the same object later is another file's."""
+    failed = await bench.published("f", b"old")
+    bench.dpu.fail("WriteBlock", QuotaExceededError("full"), nth=2)
+    await bench.staging.write(failed, 0, pattern(2 * MIB))
+    with pytest.raises(QuotaExceededError):
+        await bench.staging.commit(failed)
+    await bench.staging.discard(failed)
+    assert not bench.dpu.staged.get(failed.ino)
+    anew = OpenFile(failed.committed)
+    await bench.staging.write(anew, 0, pattern(MIB, 2))
+    await trio.testing.wait_all_tasks_blocked()
+    await bench.staging.discard(failed)
+    await bench.staging.commit(anew)
+    assert bench.dpu.content("f") == pattern(MIB, 2)
+
+
+async def test_a_discard_that_fails_is_done_again(bench: Bench) -> None:
+    failed = await bench.published("f", b"old")
+    bench.dpu.fail("WriteBlock", QuotaExceededError("full"), nth=2)
+    await bench.staging.write(failed, 0, pattern(2 * MIB))
+    with pytest.raises(QuotaExceededError):
+        await bench.staging.commit(failed)
+    bench.dpu.fail("Discard", MediumUnavailableError("gone"))
+    with pytest.raises(MediumUnavailableError):
+        await bench.staging.discard(failed)
+    await bench.staging.discard(failed)
+    assert not bench.dpu.staged.get(failed.ino)
+
+
+async def test_a_read_over_several_blocks_is_never_half_of_what_was_lost(bench: Bench) -> None:
+    """The file is poisoned and discarded between the fetches of two staged blocks."""
+    file = await bench.published("f", pattern(3 * MIB))
+    await bench.staging.write(file, 0, pattern(3 * MIB, 2))
+    await trio.testing.wait_all_tasks_blocked()
+    bench.reads.drop_all()
+    bench.dpu.holds["ReadBlock"] = trio.Event()
+
+    async def read() -> None:
+        with pytest.raises(QuotaExceededError):
+            await bench.staging.read(file, 0, 3 * MIB)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        file.poison_with(QuotaExceededError("full"))
+        await bench.staging.discard(file)
+        bench.dpu.holds.pop("ReadBlock").set()
+
+
 async def test_the_last_block_failing_fails_the_commit(bench: Bench) -> None:
     file = await bench.create("f")
     await bench.staging.write(file, 0, b"tail")

@@ -125,6 +125,28 @@ def test_store_that_failed_for_space_leaves_the_old_version(make_pool: MakePool,
     assert (root / "f").read_bytes() == b"p" * MIB
 
 
+def test_store_that_failed_for_space_is_out_of_the_way_at_once(make_pool: MakePool, mounted: Mounted) -> None:
+    """While its writer still has it open, and the moment it has closed it: no error of its reaches anybody else."""
+    root = mounted(make_pool().mount("engine", "quota=4M"))
+    old = pattern("old", MIB)
+    store_by_rename(root / "f", old)
+    for turn in range(10):
+        failed = os.open(root / "f", os.O_WRONLY | os.O_TRUNC)
+        outcome(os.write, failed, pattern(turn, 6 * MIB))
+        expect_errno(errno.EDQUOT, os.fsync, failed)
+        assert (root / "f").read_bytes() == old
+        assert os.stat(root / "f").st_size == MIB
+        store_by_rename(root / "room", pattern("room", 3 * MIB))
+        expect_errno(errno.EDQUOT, os.close, failed)
+        os.unlink(root / "room")
+        code, _ = outcome((root / "new").write_bytes, bytes(6 * MIB))
+        assert code == errno.EDQUOT
+        assert not os.access(root / "new", os.F_OK)
+        old = pattern(f"new {turn}", MIB)
+        store_by_rename(root / "f", old)
+        assert (root / "f").read_bytes() == old
+
+
 def everything_below(*roots: Path) -> bytes:
     """All bytes of all files, for a search."""
     parts = []

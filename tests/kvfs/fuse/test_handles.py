@@ -126,3 +126,22 @@ def test_pending_names() -> None:
     pending.remove(Placement(1, b"a"), second)
     assert not pending.has_children(1)
     assert len(pending) == 0
+
+
+def test_lost_names_are_bounded_and_end_with_a_new_file() -> None:
+    pending = PendingNames()
+    files = [
+        OpenFile(attributes(number), entry=Placement(1, b"%d" % number), published=False)
+        for number in range(PendingNames.LOST_MAX + 5)
+    ]
+    for file in files:
+        pending.add(file)
+        assert file.entry is not None
+        pending.lose(file.entry, file)
+    assert len(pending) == 0
+    assert pending.lost(1, b"4") is None
+    assert pending.lost(1, b"5") is files[5]
+    pending.add(OpenFile(attributes(5000), entry=Placement(1, b"5"), published=False))
+    assert pending.lost(1, b"5") is None
+    assert pending.forget_lost(1, b"6")
+    assert not pending.forget_lost(1, b"6")
