@@ -43,6 +43,12 @@ class QueuePair(Protocol):
         """Return once `take_events` has something."""
         ...
 
+    def on_state_lost(self, call: Callable[[], None]) -> None:
+        """Have `call` run if the daemon loses this attachment: blocks that it acknowledged and were not committed, and
+        numbers of objects that were not published, are gone. It runs before any other command reaches the daemon and
+        does not wait; a pair within one process never loses anything."""
+        ...
+
     async def aclose(self) -> None:
         """Detach: drop uncommitted blocks of this attachment and wait for commands in flight."""
         ...

@@ -5,7 +5,7 @@ docs/PROTOCOL.md is normative. A frame is a 16-byte header, the message in Messa
     offset  size  field
     0       4     magic, "KVQP"
     4       1     version, 1
-    5       1     kind: 1 request, 2 completion, 3 event
+    5       1     kind: 1 request, 2 completion, 3 event; 4 hello, 5 welcome, 6 farewell (kvfs.handshake)
     6       2     flags, zero
     8       4     meta length, bytes of the encoded message, 1 .. limits.FRAME_META_MAX_BYTES
     12      4     payload length, bytes, 0 .. limits.BLOCK_BYTES
@@ -25,6 +25,7 @@ import msgspec
 from kvfs import limits
 from kvfs.commands import Block, Completion, Event, Request, WriteBlock
 from kvfs.errors import ProtocolError, Status
+from kvfs.handshake import Farewell, Hello, Welcome, check_hello, check_welcome
 from kvfs.queuepair import Buffer
 
 MAGIC: Final = b"KVQP"
@@ -33,6 +34,8 @@ HEADER: Final = struct.Struct("<4sBBHII")
 FRAME_MAX_BYTES: Final = HEADER.size + limits.FRAME_META_MAX_BYTES + limits.BLOCK_BYTES
 BUFFERED_MAX_BYTES: Final = 2 * FRAME_MAX_BYTES
 """Bytes a decoder holds: a frame that is not complete, and what came behind it in the same receive."""
+HANDSHAKE_META_MAX_BYTES: Final = 4 * limits.KIB
+"""Encoded hello, welcome or farewell: little is kept for a peer that has not been let in."""
 SEQUENCE_MAX: Final = (1 << 63) - 1
 
 
@@ -42,9 +45,12 @@ class Kind(enum.IntEnum):
     REQUEST = 1
     COMPLETION = 2
     EVENT = 3
+    HELLO = 4
+    WELCOME = 5
+    FAREWELL = 6
 
 
-Message: TypeAlias = Request | Completion | Event
+Message: TypeAlias = Request | Completion | Event | Hello | Welcome | Farewell
 
 
 class Frame(NamedTuple):
@@ -52,7 +58,7 @@ class Frame(NamedTuple):
 
     kind: Kind
     message: Message
-    payload: bytes
+    payload: Buffer
 
 
 class Header(NamedTuple):
@@ -67,6 +73,10 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _REQUESTS: Final = msgspec.msgpack.Decoder(Request)
 _COMPLETIONS: Final = msgspec.msgpack.Decoder(Completion)
 _EVENTS: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)
+_HELLOS: Final = msgspec.msgpack.Decoder(Hello)
+_WELCOMES: Final = msgspec.msgpack.Decoder(Welcome)
+_FAREWELLS: Final = msgspec.msgpack.Decoder(Farewell)
+_KINDS: Final = tuple(Kind)
 _STATUSES: Final = frozenset(int(status) for status in Status)
 
 
@@ -77,15 +87,17 @@ def parse_header(data: Buffer) -> Header:
         raise ProtocolError(f"frame header: magic is {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise ProtocolError(f"frame header: version {version}, this side speaks {VERSION}")
-    if kind not in (Kind.REQUEST, Kind.COMPLETION, Kind.EVENT):
+    if not 0 < kind <= len(_KINDS):
         raise ProtocolError(f"frame header: unknown kind {kind}")
     if flags:
         raise ProtocolError(f"frame header: unknown flags {flags:#06x}")
-    if not 0 < meta_bytes <= limits.FRAME_META_MAX_BYTES:
-        raise ProtocolError(f"frame header: meta length {meta_bytes} is not 1 .. {limits.FRAME_META_MAX_BYTES}")
-    if payload_bytes > limits.BLOCK_BYTES:
-        raise ProtocolError(f"frame header: payload length {payload_bytes} is over {limits.BLOCK_BYTES}")
-    return Header(Kind(kind), meta_bytes, payload_bytes)
+    meta_max_bytes = limits.FRAME_META_MAX_BYTES if kind <= Kind.EVENT else HANDSHAKE_META_MAX_BYTES
+    if not 0 < meta_bytes <= meta_max_bytes:
+        raise ProtocolError(f"frame header: meta length {meta_bytes} is not 1 .. {meta_max_bytes}")
+    if payload_bytes > (limits.BLOCK_BYTES if kind <= Kind.COMPLETION else 0):
+        name = _KINDS[kind - 1].name.lower()
+        raise ProtocolError(f"frame header: payload length {payload_bytes} is too much for {name} frames")
+    return Header(_KINDS[kind - 1], meta_bytes, payload_bytes)
 
 
 def check_request(request: Request, payload_bytes: int) -> None:
@@ -140,7 +152,25 @@ def encode_event(event: Event) -> list[Buffer]:
     return _encode(Kind.EVENT, event, b"")
 
 
-def _decode_message(kind: Kind, meta: bytes, payload_bytes: int) -> Message:
+def encode_hello(hello: Hello) -> list[Buffer]:
+    """The buffer of a hello frame. Raises ProtocolError."""
+    check_hello(hello)
+    return _encode(Kind.HELLO, hello, b"")
+
+
+def encode_welcome(welcome: Welcome) -> list[Buffer]:
+    """The buffer of a welcome frame. Raises ProtocolError."""
+    check_welcome(welcome)
+    return _encode(Kind.WELCOME, welcome, b"")
+
+
+def encode_farewell() -> list[Buffer]:
+    """The buffer of a farewell frame."""
+    return _encode(Kind.FAREWELL, Farewell(), b"")
+
+
+def decode_message(kind: Kind, meta: Buffer, payload_bytes: int) -> Message:
+    """The message of a frame whose header said `kind` and `payload_bytes`. Raises ProtocolError."""
     try:
         if kind is Kind.REQUEST:
             request = _REQUESTS.decode(meta)
@@ -150,12 +180,23 @@ def _decode_message(kind: Kind, meta: bytes, payload_bytes: int) -> Message:
             completion = _COMPLETIONS.decode(meta)
             check_completion(completion, payload_bytes)
             return completion
-        event = _EVENTS.decode(meta)
+        if kind is Kind.EVENT:
+            return _EVENTS.decode(meta)
+        return _decode_handshake(kind, meta)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"{kind.name.lower()} frame: {error}") from error
-    if payload_bytes:
-        raise ProtocolError(f"event: a payload of {payload_bytes} bytes where none belongs")
-    return event
+
+
+def _decode_handshake(kind: Kind, meta: Buffer) -> Message:
+    if kind is Kind.HELLO:
+        hello = _HELLOS.decode(meta)
+        check_hello(hello)
+        return hello
+    if kind is Kind.WELCOME:
+        welcome = _WELCOMES.decode(meta)
+        check_welcome(welcome)
+        return welcome
+    return _FAREWELLS.decode(meta)
 
 
 class FrameDecoder:
@@ -214,7 +255,7 @@ class FrameDecoder:
             payload_at = HEADER.size + header.meta_bytes
             meta = bytes(view[HEADER.size : payload_at])
             payload = bytes(view[payload_at:end])
-        message = _decode_message(header.kind, meta, header.payload_bytes)
+        message = decode_message(header.kind, meta, header.payload_bytes)
         del self._buffer[:end]
         self._header = None
         return Frame(header.kind, message, payload)

@@ -97,6 +97,8 @@ class Counters:
     pool_full_refusals: int = 0
     replayed_completions: int = 0
     """Mutating commands that came again and got their stored completion."""
+    attachments_refused: int = 0
+    """Mounts that had no right to the tenant they named."""
     events_overflowed: int = 0
     damaged_names: int = 0
     """Names left out of a listing because they did not open."""

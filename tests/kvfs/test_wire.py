@@ -168,7 +168,7 @@ def header(
         (header(magic=b"KVQQ"), "magic"),
         (header(version=2), "version"),
         (header(kind=0), "kind"),
-        (header(kind=4), "kind"),
+        (header(kind=7), "kind"),
         (header(flags=1), "flags"),
         (header(meta=0), "meta length"),
         (header(meta=limits.FRAME_META_MAX_BYTES + 1), "meta length"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,16 @@ from kvfs.commands import (
     ReadBlock,
     WriteBlock,
 )
-from kvfs.queuepair import Buffer
+from kvfs.queuepair import Buffer, QueuePair
+from kvfs.remote import attached
+from kvfs.remotelink import Target
+from kvfsd.admin.admin import listen
 from kvfsd.crypto.kek import RawKeyFile
 from kvfsd.pool.pool import Pool
 from kvfsd.pool.poolmaking import PoolPlan, create_pool
 from kvfsd.pool.poolmedia import MediaDriver, MediumSpec
 from kvfsd.ports import InlineOffload, Ports, SystemRandomness
+from kvfsd.server.server import Server, ServerOptions
 from kvfsd.service.inprocess import CodecQueuePair, InProcessQueuePair
 from kvfsd.service.service import Service, ServiceOptions
 
@@ -121,12 +126,38 @@ async def killed_at_end(pool: Pool, options: ServiceOptions = TEST_OPTIONS) -> A
 
 
 TRANSPORTS: dict[str, Callable[..., InProcessQueuePair]] = {"direct": InProcessQueuePair, "codec": CodecQueuePair}
+ALL_TRANSPORTS = [*sorted(TRANSPORTS), "socket"]
+
+
+@contextlib.asynccontextmanager
+async def listening(service: Service, options: ServerOptions | None = None) -> AsyncIterator[tuple[Server, Path]]:
+    """A server on a unix socket -> server and path; drained at the end."""
+    with tempfile.TemporaryDirectory(prefix="kvfs-") as directory:  # pytest's own paths are too long for a socket
+        path = Path(directory) / "socket"
+        server = Server(service, options)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run, [listen(path)])
+            try:
+                yield server, path
+            finally:
+                with trio.CancelScope(shield=True):
+                    await server.drain()
+
+
+@contextlib.asynccontextmanager
+async def host_of(transport: str, service: Service, tenant: str = TENANT) -> AsyncIterator[Host]:
+    """A host half at the other end of one of ALL_TRANSPORTS."""
+    if transport != "socket":
+        yield Host(TRANSPORTS[transport](service.attach(tenant)))
+        return
+    async with listening(service) as (_, path), attached(Target(path, tenant)) as pair:
+        yield Host(pair)
 
 
 class Host:
     """What a host half does with a queue pair, in a few words."""
 
-    def __init__(self, pair: InProcessQueuePair) -> None:
+    def __init__(self, pair: QueuePair) -> None:
         self.pair = pair
         self.submit = pair.submit
 

@@ -115,9 +115,13 @@ class Blocks:
         return self._segments.release(_records(rows))
 
     def drop_staged_of(self, attachment: int | None, limit: int) -> bool:
-        """Forget up to `limit` uncommitted blocks of one attachment, or of all (None) -> whether there was any."""
+        """Forget up to `limit` uncommitted blocks of one attachment, or of all that are not kept (None).
+
+        Returns whether there was any.
+        """
         self._database.require_transaction()
-        where, key = ("1", ()) if attachment is None else ("attachment=?", (attachment,))
+        not_kept = "attachment NOT IN (SELECT attachment FROM attachment)"
+        where, key = (not_kept, ()) if attachment is None else ("attachment=?", (attachment,))
         rows = self._database.all(
             f"SELECT tenant, attachment, ino, block, length, locations FROM staged_block WHERE {where} LIMIT ?",
             (*key, limit),

@@ -48,6 +48,14 @@ class Counters:
         numbers.next = number + 1
         return number
 
+    def take_run(self, numbers: _Range, count: int) -> int:
+        """The first of `count` numbers in a row; outside a transaction, `count` is at most RANGE_LOW."""
+        if numbers.end - numbers.next < count:
+            self._reserve([numbers])
+        first = numbers.next
+        numbers.next = first + count
+        return first
+
     def refill(self) -> None:
         """Before a transaction: have enough numbers for it."""
         for numbers in (self.inos, self.generations):

@@ -142,6 +142,8 @@ class Database(Connection):
         head = self.one("SELECT max(sequence) FROM outbox")
         self._next_sequence = (head[0] if head and head[0] else 0) + 1
         self.outbox.read(self)
+        for statement in schema.TABLES_ADDED:
+            self.run(statement)
         self._counters.start()  # the first commit: from here on there is a -wal file
         self._wal = WriteAheadLog(self.path)
 
@@ -208,6 +210,10 @@ class Database(Connection):
     def next_ino(self) -> int:
         """A fresh object number, never handed out before, not even ahead of a power loss."""
         return self._counters.take(self._counters.inos)
+
+    def next_inos(self, count: int) -> int:
+        """The first of `count` (at most 4,096) fresh object numbers in a row."""
+        return self._counters.take_run(self._counters.inos, count)
 
     def next_generation(self) -> int:
         """A fresh generation, never handed out before, not even ahead of a power loss."""

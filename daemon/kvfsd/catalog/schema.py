@@ -111,6 +111,18 @@ CREATE TABLE log_state(
 * log_record: live records of the metadata log and of system snapshots (tenant 0), in segments like any other.
 """
 
+TABLES_ADDED: Final = (
+    "CREATE TABLE IF NOT EXISTS attachment(attachment INTEGER PRIMARY KEY, tenant INT NOT NULL, token_digest BLOB NOT"
+    " NULL, boot BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS attachment_ino(attachment INT NOT NULL, first INT NOT NULL, count INT NOT NULL,"
+    " PRIMARY KEY(attachment, first)) WITHOUT ROWID",
+)
+"""Tables that catalogs of the first days have not: made when one is opened for writing.
+
+* attachment: those that a mount may resume after the daemon was restarted; what they staged outlives a recovery.
+* attachment_ino: runs of object numbers that were given to such an attachment.
+"""
+
 META_POOL_UUID: Final = "pool_uuid"
 META_FEATURES: Final = "features"
 META_NEXT_INO: Final = "next_ino"

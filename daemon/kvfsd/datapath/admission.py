@@ -77,6 +77,13 @@ class Admission:
         reservation.counts_object = True
         self._objects[reservation.tenant] = self._objects.get(reservation.tenant, 0) + 1
 
+    def adopt(self, reservation: Reservation, staged_bytes: int, *, counts_object: bool) -> None:
+        """Count what was admitted before the process ended and is in the catalog still."""
+        reservation.staged_bytes = staged_bytes
+        reservation.counts_object = counts_object
+        self._add_bytes(reservation.tenant, staged_bytes)
+        self._objects[reservation.tenant] = self._objects.get(reservation.tenant, 0) + counts_object
+
     def reserve_bytes(self, reservation: Reservation, length: int) -> None:
         """Count `length` bytes that are about to be written. Raises QuotaExceededError."""
         self.check(reservation.tenant, length, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from kvfs import limits
@@ -28,13 +29,29 @@ class Reservations:
         self._held: dict[int, Reservation] = {}
         self._fresh: set[int] = set()
         self._lapsed: OrderedDict[int, None] = OrderedDict()
+        self._owns: Callable[[int], bool] = lambda ino: False
 
     def __len__(self) -> int:
         return len(self._held)
 
     def is_fresh(self, ino: int) -> bool:
         """Whether `ino` was allocated here and is neither published nor released."""
-        return ino in self._fresh or ino in self._lapsed
+        return ino in self._fresh or self._may_revive(ino)
+
+    def adopt(self, staged: Iterable[tuple[int, int]], owns: Callable[[int], bool]) -> None:
+        """Go on for a process that ended: `staged` bytes by object are in the catalog and count again.
+
+        `owns(ino)`: the number was allocated by this attachment and no object has it. No quota is checked: what was
+        acknowledged stays.
+        """
+        self._owns = owns
+        for ino, staged_bytes in staged:
+            reservation = Reservation(self._tenant)
+            self._held[ino] = reservation
+            fresh = owns(ino)
+            self._admission.adopt(reservation, staged_bytes, counts_object=fresh)
+            if fresh:
+                self._fresh.add(ino)
 
     def allocate(self, ino: int) -> None:
         """A new object. Raises QuotaExceededError, TooManyOpenError."""
@@ -52,7 +69,7 @@ class Reservations:
         reservation = self._held.get(ino)
         if reservation is not None:
             return reservation
-        if ino in self._lapsed:
+        if self._may_revive(ino):
             return self._revive(ino)
         if not stat.S_ISREG(self._inodes.get(self._tenant, ino).mode):
             raise InvalidArgumentError(f"object {ino} is no regular file")
@@ -69,7 +86,7 @@ class Reservations:
             if self.is_fresh(ino):
                 raise InvalidArgumentError(f"object {ino} has no name yet: its first Commit needs one")
             return self._held.get(ino)
-        if ino in self._lapsed:
+        if self._may_revive(ino):
             return self._revive(ino)
         if ino not in self._fresh:
             raise NotFoundError(f"object {ino} was not allocated by this attachment, or is published already")
@@ -115,10 +132,13 @@ class Reservations:
         self._fresh.clear()
         self._lapsed.clear()
 
+    def _may_revive(self, ino: int) -> bool:
+        return ino in self._lapsed or (ino not in self._fresh and self._owns(ino))
+
     def _revive(self, ino: int) -> Reservation:
         reservation = self._held.get(ino) or Reservation(self._tenant)
         self._admission.reserve_object(reservation)
-        del self._lapsed[ino]
+        self._lapsed.pop(ino, None)
         self._fresh.add(ino)
         self._held[ino] = reservation
         return reservation

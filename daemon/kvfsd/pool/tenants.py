@@ -93,6 +93,13 @@ class TenantRegistry:
         """One tenant; NotFoundError."""
         return self._shown(self._get(name))
 
+    def name_of(self, number: int) -> str:
+        """The name of tenant `number`; NotFoundError."""
+        for row in self._active():
+            if row.tenant == number:
+                return self._shown(row).name
+        raise NotFoundError(f"no tenant {number} in this pool")
+
     def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
         """New hard quotas, None leaves one as it is. Use above a new quota stays, growth is refused; NotFoundError."""
         self._check_writable()

@@ -6,6 +6,7 @@ serialised fails there. The test suite runs on both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -77,6 +78,9 @@ class InProcessQueuePair:
     async def wait_event(self) -> None:
         """See `QueuePair.wait_event`."""
         await self._session.events.wait()
+
+    def on_state_lost(self, call: Callable[[], None]) -> None:
+        """See `QueuePair.on_state_lost`."""
 
     async def aclose(self) -> None:
         """See `QueuePair.aclose`."""

@@ -94,6 +94,8 @@ class Session:
         self.quarantine = service.quarantine
         self.names = service.pool.ring.names(row.tenant)
         self.reservations = Reservations(self.admission, self.catalog.inodes, row.tenant)
+        self.next_ino = self.catalog.database.next_ino
+        """Where AllocateIno takes its numbers."""
         self.events = EventQueue(self.metrics)
         self.closed = False
         self._resumed = resumed
@@ -242,8 +244,16 @@ class Session:
 
     async def aclose(self) -> None:
         """Detach: no new command; wait for those in flight, COMMAND_DEADLINE_MS at most; drop what is not committed."""
+        if await self._end() and not self.service.failsafe_reason:
+            self.catalog.attachments.recover(self.attachment)
+
+    async def suspend(self) -> None:
+        """As `aclose`, for an attachment that the next process goes on with: what is not committed stays."""
+        await self._end()
+
+    async def _end(self) -> bool:
         if self.closed:
-            return
+            return False
         self.closed = True
         with trio.move_on_after(limits.COMMAND_DEADLINE_MS / 1000):
             while self._inflight:
@@ -251,5 +261,13 @@ class Session:
                 await self._idle.wait()
         self.service.detached(self)
         self.reservations.close()
-        if not self.service.failsafe_reason:
-            self.catalog.attachments.recover(self.attachment)
+        return True
+
+    def adopt(self) -> None:
+        """Go on where a process that ended has left the attachment."""
+        attachments = self.catalog.attachments
+        for cid, sequence in attachments.last_sequences(self.attachment):
+            self._sequences[cid] = sequence
+        self.reservations.adopt(
+            attachments.staged(self.attachment), lambda ino: attachments.owns_ino(self.attachment, ino)
+        )

@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 def allocate_ino(session: Session, _: AllocateIno) -> Ino:
     """AllocateIno: a number and a place in the quota of objects; nothing is written."""
-    ino = session.catalog.database.next_ino()
+    ino = session.next_ino()
     try:
         session.reservations.allocate(ino)
     except QuotaExceededError as error:

@@ -55,7 +55,7 @@ from kvfs.errors import (
 )
 from kvfsd.service.inprocess import InProcessQueuePair
 from kvfsd.service.service import Service
-from tests.kvfsd.serving import FILE_MODE, OTHER, TENANT, TRANSPORTS, Host, make_pool, serving
+from tests.kvfsd.serving import ALL_TRANSPORTS, FILE_MODE, OTHER, TENANT, Host, host_of, make_pool, serving
 
 DIRECTORY = stat.S_IFDIR | 0o755
 LINK = stat.S_IFLNK | 0o777
@@ -68,9 +68,10 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
-def host(request: pytest.FixtureRequest, service: Service) -> Host:
-    return Host(TRANSPORTS[request.param](service.attach(TENANT)))
+@pytest.fixture(params=ALL_TRANSPORTS)
+async def host(request: pytest.FixtureRequest, service: Service) -> AsyncIterator[Host]:
+    async with host_of(request.param, service) as host:
+        yield host
 
 
 async def make_directory(host: Host, name: bytes, parent: int = 1) -> int:

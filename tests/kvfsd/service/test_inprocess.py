@@ -32,7 +32,7 @@ from kvfs.errors import (
 from kvfs.queuepair import QueuePair
 from kvfsd.service.inprocess import InProcessQueuePair
 from kvfsd.service.service import Service
-from tests.kvfsd.serving import OTHER, TENANT, TRANSPORTS, Host, make_pool, serving
+from tests.kvfsd.serving import ALL_TRANSPORTS, OTHER, TENANT, TRANSPORTS, Host, host_of, make_pool, serving
 
 DIRECTORY = stat.S_IFDIR | 0o755
 
@@ -43,9 +43,10 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
-def host(request: pytest.FixtureRequest, service: Service) -> Host:
-    return Host(TRANSPORTS[request.param](service.attach(TENANT)))
+@pytest.fixture(params=ALL_TRANSPORTS)
+async def host(request: pytest.FixtureRequest, service: Service) -> AsyncIterator[Host]:
+    async with host_of(request.param, service) as host:
+        yield host
 
 
 # --- exactly once --------------------------------------------------------------------------------------

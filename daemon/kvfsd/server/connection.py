@@ -1,0 +1,157 @@
+"""One connection of a mount: requests in, completions and events out, until one side ends it.
+
+Commands that need no media are carried out by the receiving task, in the order in which they come, and it sends their
+answers: a mount that does not take its answers is not read from either. Data commands overlap, DATA_DEPTH of them. So a
+mount makes the daemon hold at most DATA_DEPTH payloads, one message, and its bounded queue of events.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from typing import Final
+
+import trio
+
+from kvfs import limits, wire
+from kvfs.buffers import BufferPool
+from kvfs.commands import Completion, Request
+from kvfs.errors import DeadlineExceededError, KvfsError, ProtocolError, Status
+from kvfs.framestream import ConnectionLostError, FrameStream
+from kvfs.handshake import Farewell
+from kvfs.queuepair import Buffer
+from kvfs.remotecalls import DATA_COMMANDS
+from kvfs.wire import Frame
+from kvfsd.service.session import Answer, Session
+
+log = logging.getLogger(__name__)
+
+DATA_DEPTH: Final = 16
+"""Data commands of one connection at a time; the host half holds to it, a hostile one waits."""
+SERVE_DEADLINE_MS: Final = limits.COMMAND_DEADLINE_MS - 5_000
+"""A data command ends here before its mount gives it up."""
+GIVE_WAY_DEADLINE_MS: Final = limits.COMMAND_DEADLINE_MS
+_NONE: Final = memoryview(b"")
+
+
+class Connection:
+    """Serves one session on one stream; `serve` is its whole life."""
+
+    def __init__(self, stream: FrameStream, session: Session, payloads: BufferPool) -> None:
+        self._stream = stream
+        self._session = session
+        self._payloads = payloads
+        self._receiving = trio.CancelScope()
+        self._draining = False
+        self._everything = trio.CancelScope()
+        self._ended = trio.Event()
+        self._running: set[int] = set()
+        self._room = trio.lowlevel.ParkingLot()
+        self.farewell = False
+        """The mount detached for good."""
+
+    async def serve(self, greeting: list[Buffer]) -> None:
+        """Send `greeting`, then serve until the peer ends the connection or has to, or `give_way`, or `drain`.
+
+        Raises nothing that the peer could bring about. After a farewell the stream is open still.
+        """
+        try:
+            with self._everything:
+                await self._stream.send(greeting)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._push_events)
+                    await self._receive_all(nursery)
+                    if not self._draining:  # nobody is left to take an answer
+                        nursery.cancel_scope.cancel()
+        except* ConnectionLostError:
+            pass
+        except* KvfsError as group:
+            log.warning("attachment %d: connection ended: %s", self._session.attachment, group.exceptions[0])
+        finally:
+            if not self.farewell:
+                self._stream.close()
+            self._ended.set()
+
+    async def drain(self, deadline_ms: int) -> None:
+        """Take no more requests, let those that run finish and answer, then end; at `deadline_ms` in any case."""
+        self._draining = True
+        self._receiving.cancel()
+        with trio.move_on_after(deadline_ms / 1000):
+            while self._running:
+                await self._room.park()
+        self._everything.cancel()
+        await self._ended.wait()
+
+    async def give_way(self) -> None:
+        """End, because the mount has come back on another connection. Nothing runs on this one afterwards."""
+        self._everything.cancel()
+        with trio.fail_after(GIVE_WAY_DEADLINE_MS / 1000):
+            await self._ended.wait()
+
+    # --- requests --------------------------------------------------------------------------------------
+
+    async def _receive_all(self, nursery: trio.Nursery) -> None:
+        while (frame := await self._next_frame()) is not None:
+            request = frame.message
+            if isinstance(request, Request):
+                if type(request.command) in DATA_COMMANDS:
+                    await self._begin(request)
+                    nursery.start_soon(self._transfer, request, memoryview(frame.payload))
+                else:
+                    await self._answer(request, await self._session.execute(request))
+            elif isinstance(request, Farewell):
+                self.farewell = True
+                return
+
+    async def _next_frame(self) -> Frame | None:
+        """The next frame; None when there is none, or none is to be taken any more."""
+        if self._draining:
+            return None
+        with trio.CancelScope() as self._receiving:
+            return await self._stream.receive()
+        return None
+
+    async def _begin(self, request: Request) -> None:
+        if request.cid in self._running:
+            raise ProtocolError(f"slot {request.cid} has a command already")
+        while len(self._running) >= DATA_DEPTH:
+            await self._room.park()
+        self._running.add(request.cid)
+
+    async def _transfer(self, request: Request, payload: memoryview) -> None:
+        try:
+            await self._answer(request, await self._execute(request, payload))
+        finally:
+            self._running.discard(request.cid)
+            self._room.unpark_all()
+            if isinstance(payload.obj, mmap.mmap):
+                self._payloads.release(payload.obj)
+
+    async def _execute(self, request: Request, payload: memoryview) -> Answer:
+        with trio.move_on_after(SERVE_DEADLINE_MS / 1000):
+            return await self._session.execute(request, payload)
+        error = DeadlineExceededError(f"{type(request.command).__name__} was not done in {SERVE_DEADLINE_MS} ms")
+        return Completion(request.cid, request.sequence, int(error.status), str(error), None), _NONE, None
+
+    async def _answer(self, request: Request, answer: Answer) -> None:
+        """Send what became of `request`. Tests break the connection, or kill the process, in here."""
+        completion, payload, release = answer
+        assert completion.cid == request.cid
+        try:
+            await self._stream.send(wire.encode_completion(completion, payload))
+        finally:
+            if release is not None:
+                release()
+
+    # --- events ----------------------------------------------------------------------------------------
+
+    async def _push_events(self) -> None:
+        while True:
+            await self._session.events.wait()
+            for event in self._session.events.take():
+                await self._stream.send(wire.encode_event(event))
+
+
+def refusal(error: KvfsError) -> tuple[int, str]:
+    """Status and detail of a welcome that is none."""
+    return int(error.status if error.status != Status.OK else Status.INTERNAL), str(error)
