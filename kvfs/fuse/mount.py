@@ -174,7 +174,9 @@ async def serve(
 def _new_state(queue_pair: QueuePair, nursery: trio.Nursery, options: MountOptions) -> MountState:
     reads = BlockReads(queue_pair, nursery)
     staging = Staging(queue_pair, nursery, reads)
-    return MountState(queue_pair, reads, staging, verify_at_open_max_bytes=options.verify_at_open_max_bytes)
+    state = MountState(queue_pair, reads, staging, verify_at_open_max_bytes=options.verify_at_open_max_bytes)
+    queue_pair.on_state_lost(state.lose_staged)
+    return state
 
 
 @asynccontextmanager

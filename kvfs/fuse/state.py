@@ -21,7 +21,7 @@ from kvfs.commands import (
     ReleaseUnlinked,
     Removed,
 )
-from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError
+from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError, PoisonedError
 from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
 from kvfs.fuse.invalidation import Invalidations
 from kvfs.fuse.pending import PendingNames
@@ -204,6 +204,14 @@ class MountState:
             await self.queue_pair.submit(command)
         except KvfsError as error:
             log.warning("freeing an unlinked object failed: %s", error.status.name)
+
+    def lose_staged(self) -> None:
+        """The daemon lost what was not committed: every file that counts on it is never published."""
+        for inode in self.table.inodes():
+            file = inode.file
+            if file is not None and (file.sent or not file.published):
+                file.poison_with(PoisonedError("the daemon lost what was written and not stored yet"))
+        # a block that is on its way fails by itself, and poisons its file then
 
     # --- removed names ---------------------------------------------------------------------------------
 

@@ -424,6 +424,9 @@ class FakeDpu(_DataCommands, _LookupCommands, _NameCommands, QueuePair):
         self._event = trio.Event()
         return events
 
+    def on_state_lost(self, call: Callable[[], None]) -> None:
+        self.lose_state = call
+
     async def wait_event(self) -> None:
         if not self._events:
             await self._event.wait()

@@ -16,6 +16,7 @@ import typer
 
 from kvfs_tools import main as tools_main
 from kvfsd.cli import app as kvfs_app
+from kvfsd.cli import daemon_app
 
 DOCUMENT: Final = "docs/CLI.md"
 _HEAD: Final = """\
@@ -42,7 +43,7 @@ What mount(8) runs for file systems of type `kvfs`; the options are those of `kv
 def document() -> str:
     """The whole text of docs/CLI.md."""
     parts = [_HEAD]
-    for name, app in (("kvfs", kvfs_app.app), ("kvfsctl", tools_main.app)):
+    for name, app in (("kvfs", kvfs_app.app), ("kvfsd", daemon_app.app), ("kvfsctl", tools_main.app)):
         parts += _sections(name, typer.main.get_command(app))
         if name == "kvfs":
             parts.append(_MOUNT_HELPER)

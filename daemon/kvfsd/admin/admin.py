@@ -102,8 +102,8 @@ class Methods:
             return jsonrpc.error_object(call.id, jsonrpc.INTERNAL_ERROR, "internal error; the log has its traceback")
 
 
-def listen(path: Path) -> socket.socket:
-    """A listening unix socket at `path`, mode 0600; a socket left there by a dead process is replaced.
+def listen(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening unix socket at `path`; a socket left there by a dead process is replaced.
 
     Raises:
         ConfigError: the path is too long, is something else than a socket, or a live process answers there.
@@ -113,7 +113,7 @@ def listen(path: Path) -> socket.socket:
     _remove_dead_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        os.fchmod(listener.fileno(), 0o600)  # before bind: the file is made with the mode of the socket
+        os.fchmod(listener.fileno(), mode)  # before bind: the file is made with the mode of the socket
         listener.bind(os.fsencode(path))
         listener.listen(BACKLOG)
     except OSError as error:
@@ -135,7 +135,7 @@ def _remove_dead_socket(path: Path) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             return
-    raise ConfigError(f"another process answers on {path}; unmount that mount first")
+    raise ConfigError(f"another process answers on {path}; end that one first")
 
 
 async def serve(listener: socket.socket, methods: Methods, idle_deadline_ms: int = IDLE_DEADLINE_MS) -> None:

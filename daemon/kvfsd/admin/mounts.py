@@ -23,6 +23,8 @@ from kvfsd import directories
 RECORD_MAX_BYTES = 64 * 1024
 RECORDS_MAX = 4096
 VERSION = 1
+EVERY_TENANT = "*"
+"""The tenant in the record of a daemon; the mountpoint there is its socket."""
 SYMLINKS_MAX = 40
 """As many as the kernel follows (path_resolution(7))."""
 

@@ -85,6 +85,11 @@ class Attachments:
         rows = self._database.all("SELECT cid, sequence FROM completion WHERE attachment=?", (attachment,))
         return [(row[0], row[1]) for row in rows]
 
+    def forget_kept(self) -> None:
+        """Nobody may come back: all that kept attachments left is dropped."""
+        for row in self.kept():
+            self.recover(row.attachment)
+
     # --- recovery --------------------------------------------------------------------------------------
 
     def recover_some(self, attachment: int | None) -> bool:

@@ -28,7 +28,7 @@ Options of -o:
   allow_other              other users may use the mount (needs user_allow_other in fuse.conf unless root)
   kek=FILE                 the pool's key file
   passphrase_file=FILE     a file whose first line is the pool's passphrase
-  credential=NAME          a systemd credential that holds the key
+  credential=NAME          a systemd credential that holds the key; at a socket: a file with a mount credential
   quota=SIZE               set the tenant's byte quota first (64G; 0 = none)
   quota_objects=COUNT      set the tenant's object quota first (0 = none)
   verify_at_open_max=SIZE  files up to this size are verified when they are opened (8M)
@@ -62,6 +62,7 @@ def kvfs(
         "kvfs mount blue@/var/lib/kvfs/pool /kv             tenant blue of a pool",
         "kvfs mount -o kek=pool.key,allow_other pool /kv    tenant default, other users may use it",
         "kvfs mount -f pool /kv                             stay in the foreground, Ctrl-C unmounts",
+        "kvfs mount blue@/run/kvfs/kvfsd.sock /kv           attach to a daemon (kvfsd serve)",
     )
     + "\n\n"
     + _MOUNT_OPTIONS,
@@ -76,8 +77,9 @@ def mount(
 ) -> None:
     """Mount a tenant of a pool at MOUNTPOINT.
 
-    SOURCE is TENANT@POOLDIR or POOLDIR (tenant "default"); without it a private pool is used, and made on first
-    use. The command returns when the mount is ready; with -f it stays and serves.
+    SOURCE is TENANT@POOL or POOL (tenant "default"), where POOL is a pool's directory or the socket of a kvfsd that
+    serves it; without it a private pool is used, and made on first use. The command returns when the mount is ready;
+    with -f it stays and serves.
     """
     try:
         asked = request.parse_request(words, option_lists or [])

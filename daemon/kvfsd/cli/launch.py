@@ -32,7 +32,7 @@ class ForegroundReadiness:
 
 def in_foreground(asked: MountRequest) -> None:
     """Serve until unmounted or told to end; the log goes to stderr."""
-    _log_to(logging.StreamHandler(sys.stderr))
+    log_to(logging.StreamHandler(sys.stderr))
     _serve(asked, ForegroundReadiness(), "")
 
 
@@ -42,18 +42,23 @@ def in_background(asked: MountRequest) -> None:
 
     def serve(readiness: background.Readiness) -> None:
         # stdout and stderr of the child go to the same file; only what is logged can grow without bound
-        _log_to(RotatingFileHandler(log, maxBytes=background.LOG_KEEP_BYTES, backupCount=1))
+        log_to(RotatingFileHandler(log, maxBytes=background.LOG_KEEP_BYTES, backupCount=1))
         _serve(asked, readiness, str(log))
 
     background.run_in_background(serve, log, lambda text: output.warn("kvfs", text))
 
 
 def _serve(asked: MountRequest, readiness: background.Readiness, log: str) -> None:
-    from kvfsd.cli import embedded
-
     # a core file would hold keys and plaintext
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    embedded.serve(asked, readiness, log)
+    if asked.split:
+        from kvfsd.cli import attached  # knows no cipher
+
+        attached.serve(asked, readiness, log)
+    else:
+        from kvfsd.cli import embedded
+
+        embedded.serve(asked, readiness, log)
 
 
 class _JournalFormatter(logging.Formatter):
@@ -65,7 +70,8 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-def _log_to(handler: logging.Handler) -> None:
+def log_to(handler: logging.Handler) -> None:
+    """Have everything from INFO on go to `handler`, in the journal's form where that is at the other end."""
     if not isinstance(handler, RotatingFileHandler) and _stderr_is_journal():
         handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
     else:

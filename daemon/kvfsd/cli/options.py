@@ -16,7 +16,7 @@ DEFAULT_TENANT: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to mount: a tenant of a pool; `pool` empty = the user's private pool."""
+    """What to mount: a tenant of a pool; `pool` empty = the user's private pool, a socket = a daemon's pool."""
 
     tenant: str = DEFAULT_TENANT
     pool: str = ""
@@ -56,16 +56,14 @@ class MountOptions:
 
 
 def parse_source(text: str) -> Source:
-    """SOURCE: `TENANT@POOLDIR` or `POOLDIR`. A directory with an @ in its first part is written `./a@b`."""
+    """SOURCE: `TENANT@POOL` or `POOL`, a directory or a socket. One with an @ in its first part is written `./a@b`."""
     tenant, at, pool = text.partition("@")
     if not at or "/" in tenant:
         tenant, pool = DEFAULT_TENANT, text
     if not pool or not tenant:
-        raise ConfigError(f"SOURCE {text!r} is neither TENANT@POOLDIR nor POOLDIR")
+        raise ConfigError(f"SOURCE {text!r} is neither TENANT@POOL nor POOL")
     if len(tenant.encode(errors="surrogateescape")) > limits.TENANT_NAME_MAX_BYTES:
         raise ConfigError(f"the tenant's name is over {limits.TENANT_NAME_MAX_BYTES} bytes")
-    if pool.endswith((".sock", ".socket")):
-        raise ConfigError(f"{pool} looks like the socket of a kvfsd, which this version has not; name a pool directory")
     return Source(tenant, pool)
 
 
@@ -187,6 +185,19 @@ def parse_options(lists: list[str], *, tolerant: bool = False) -> MountOptions:
             raise ConfigError(f"unknown mount option {name[:80]!r}; kvfs has {known}")
     check_one_key(options.kek_options)
     return options
+
+
+def check_split(options: MountOptions) -> None:
+    """Refuse what a mount that attaches to a daemon cannot do."""
+    refused = {
+        "kek": options.kek,
+        "passphrase_file": options.passphrase_file,
+        "quota": options.quota_bytes is not None,
+        "quota_objects": options.quota_objects is not None,
+    }
+    for name, given in refused.items():
+        if given:
+            raise ConfigError(f"mount option {name} is the daemon's business, not that of a mount which attaches to it")
 
 
 def check_one_key(options: KekOptions) -> None:

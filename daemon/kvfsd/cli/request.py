@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from kvfs.errors import ConfigError
 from kvfsd.admin import mounts
-from kvfsd.cli.options import MountOptions, Source, parse_options, parse_source
+from kvfsd.cli.options import MountOptions, Source, check_split, parse_options, parse_source
 
 FUSE_DEVICE: Final = "/dev/fuse"
 NO_SOURCE: Final = ("none", "kvfs")
@@ -25,6 +26,8 @@ class MountRequest:
     """With an empty `pool`: the user's private pool."""
     mountpoint: str
     options: MountOptions
+    split: bool = False
+    """`source.pool` is the socket of a daemon, and `options.credential` a mount credential."""
 
 
 def parse_request(words: Sequence[str], option_lists: Sequence[str], *, tolerant: bool = False) -> MountRequest:
@@ -40,8 +43,28 @@ def parse_request(words: Sequence[str], option_lists: Sequence[str], *, tolerant
     if source.pool:
         source = replace(source, pool=os.path.realpath(source.pool))
     options = parse_options(list(option_lists), tolerant=tolerant)
+    split = is_socket(source.pool)
+    if split:
+        check_split(options)
+        options = replace(options, credential=_credential_file(options.credential))
     files = {name: os.path.abspath(path) for name in ("kek", "passphrase_file") if (path := getattr(options, name))}
-    return MountRequest(source, mounts.resolve_mountpoint(words[-1]), replace(options, **files))
+    return MountRequest(source, mounts.resolve_mountpoint(words[-1]), replace(options, **files), split)
+
+
+def is_socket(path: str) -> bool:
+    """Whether `path` is a daemon's socket; one that is not there (yet) is known by its name."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return path.endswith((".sock", ".socket"))
+
+
+def _credential_file(text: str) -> str:
+    """A path; a plain name is one of systemd's credentials where there are any."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if text and "/" not in text and directory:
+        return os.path.join(directory, text)
+    return os.path.abspath(text) if text else ""
 
 
 def check_machine(device: str = FUSE_DEVICE) -> None:

@@ -21,6 +21,7 @@ from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.rows import InodeRow, TenantRow
 from kvfsd.catalog.schema import TenantState
 from kvfsd.crypto.keys import SYSTEM_TENANT, KeyRing
+from kvfsd.pool.access import Access
 from kvfsd.ports import Clock
 
 NAME: Final = re.compile(rb"[A-Za-z0-9._-]{1,%d}" % limits.TENANT_NAME_MAX_BYTES)
@@ -99,6 +100,14 @@ class TenantRegistry:
             if row.tenant == number:
                 return self._shown(row).name
         raise NotFoundError(f"no tenant {number} in this pool")
+
+    def access(self, name: str) -> Access | None:
+        """Who may attach to the tenant; None if there is no such tenant, whatever is wrong with its name."""
+        try:
+            self._get(name)
+        except (NotFoundError, InvalidArgumentError):
+            return None
+        return Access()
 
     def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
         """New hard quotas, None leaves one as it is. Use above a new quota stays, growth is refused; NotFoundError."""

@@ -6,11 +6,11 @@ attach to every tenant: it can read the keys anyway. Nobody else may, root inclu
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from dataclasses import dataclass
 
 from kvfs.errors import PermissionDeniedError
+from kvfsd.pool.access import Access, credential_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +23,6 @@ class Peer:
 
     def __str__(self) -> str:
         return f"process {self.pid} of uid {self.uid}"
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may attach to one tenant."""
-
-    uids: frozenset[int] = frozenset()
-    gids: frozenset[int] = frozenset()
-    credential_digests: frozenset[bytes] = frozenset()
-
-
-def credential_digest(credential: bytes) -> bytes:
-    """What is kept of a mount credential. It is 32 random bytes, so it needs no salt and no stretching."""
-    return hashlib.sha256(b"kvfs/v1/mount-credential" + credential).digest()
 
 
 def check(tenant: str, access: Access | None, peer: Peer, credential: bytes, own_uid: int) -> str:

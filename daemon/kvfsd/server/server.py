@@ -17,8 +17,9 @@ from kvfs.buffers import BufferPool
 from kvfs.errors import KvfsError, ProtocolError, TooManyOpenError
 from kvfs.framestream import ConnectionLostError, FrameStream, receive_within
 from kvfs.handshake import FEATURES_KNOWN, Hello, Welcome
+from kvfsd.pool.access import Access
 from kvfsd.server import admittance
-from kvfsd.server.admittance import Access, Peer
+from kvfsd.server.admittance import Peer
 from kvfsd.server.attachments import GRACE_MS, Attachment, AttachmentTable
 from kvfsd.server.connection import DATA_DEPTH, Connection, refusal
 from kvfsd.server.peers import peer_of

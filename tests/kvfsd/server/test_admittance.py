@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from kvfs.errors import PermissionDeniedError
-from kvfsd.server.admittance import Access, Peer, check, credential_digest
+from kvfsd.pool.access import Access, credential_digest
+from kvfsd.server.admittance import Peer, check
 from kvfsd.server.peers import peer_of
 
 SECRET = bytes(range(32))
