@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +12,6 @@ from tests.sim.crashes import CrashState
 from tests.sim.scenarios import SCENARIOS, Run
 from tests.sim.trace import Trace
 from tests.sim.world import FaultPlan, Ground, ground, kill
-
-LENGTH: Final = 12
-"""Steps of each client; every n is a run of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +26,14 @@ KINDS: Final = (Kind(1, full=False), Kind(1, full=True), Kind(25, full=False))
 
 
 class Failer:
-    """Runs of a scenario with failing operations. Case `number`: kind `number % 3`, n = `number // 3 + 1`."""
+    """Runs of a scenario, each from its beginning, with failing operations.
+
+    Case `number`: kind `number % 3`, n = `number // 3 + 1`.
+    """
 
     def __init__(self, name: str, seed: int) -> None:
         self.seed = seed
-        self._scenario = dataclasses.replace(SCENARIOS[name], length=LENGTH)
+        self._scenario = SCENARIOS[name]
 
     async def operations(self) -> int:
         """How many operations there are to fail."""

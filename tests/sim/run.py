@@ -2,6 +2,7 @@
 
     python -m tests.sim.run --seed 1 --cases 2000
     python -m tests.sim.run --seed 1 --scenario collect --only power:117        one case again
+    python -m tests.sim.run --seed 1 --kind fail --every --part 1/4             all there are, in four parts
 
 Prints counts by kind, and for each violation what it was and the command that repeats it. Ends with 1 on a violation.
 """
@@ -61,13 +62,17 @@ class Report:
 
 @dataclass(slots=True)
 class Wanted:
-    """Which cases to run. `only`: one, as (kind, number); `kinds`: of these only."""
+    """Which cases to run. `kinds`: of these only; `only`: one, as (kind, number).
+
+    `every`: each case of this seed whose number the slice takes, however many they are.
+    """
 
     seed: int
     cases: int
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     kinds: tuple[str, ...] = tuple(SHARES)
     only: tuple[str, int] | None = None
+    every: slice | None = None
     stop_at_first: bool = False
 
 
@@ -80,7 +85,7 @@ def run(wanted: Wanted) -> Report:
             _try_scenario(report, wanted, name, seed, -(-left // (len(wanted.scenarios) - index)))
             if wanted.stop_at_first and report.violations:
                 return report
-        if wanted.only:
+        if wanted.only or wanted.every:
             break
         seed += 1
     return report
@@ -131,6 +136,9 @@ def _chosen(
         yield wanted.only
         return
     kinds = [kind for kind in wanted.kinds if kind in cases]
+    if wanted.every:
+        yield from ((kind, number) for kind in kinds for number in range(cases[kind][1])[wanted.every])
+        return
     shares = sum(SHARES[kind] for kind in kinds)
     for kind in kinds:
         there = cases[kind][1]
@@ -152,6 +160,14 @@ def show(report: Report, seconds: float) -> None:
     print(f"violations: {len(report.violations)}")
 
 
+def _part(text: str) -> slice:
+    """`2/4`: the second of four parts."""
+    part, parts = (int(word) for word in text.split("/"))
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"no part {text}")
+    return slice(part - 1, None, parts)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command -> its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=(__doc__ or "").split(".")[0])
@@ -160,12 +176,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), action="append")
     parser.add_argument("--kind", choices=sorted(SHARES), action="append")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="one case; needs --seed and --scenario")
+    parser.add_argument("--every", action="store_true", help="each case of the seed, whatever --cases says")
+    parser.add_argument("--part", type=_part, default=slice(0, None, 1), metavar="I/N", help="of --every: part I of N")
     options = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)  # what the pool says about its damage is not what is looked at here
     wanted = Wanted(options.seed, options.cases, tuple(options.scenario or SCENARIOS), tuple(options.kind or SHARES))
     if options.only:
         kind, number = options.only.split(":")
         wanted.only, wanted.cases = (kind, int(number)), len(wanted.scenarios)
+    if options.every:
+        wanted.every, wanted.cases = options.part, sys.maxsize
     started = time.monotonic()
     report = run(wanted)
     show(report, time.monotonic() - started)

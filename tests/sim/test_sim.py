@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from tests.sim import crashes
 from tests.sim.cases import Crasher
 from tests.sim.run import Wanted, main, run
 from tests.sim.scenarios import SCENARIOS, recorded
 from tests.sim.trace import MediaWrite
-from tests.sim.world import simulate
+from tests.sim.world import EndlessError, simulate
 
 SEED = 4711
 CASES_PER_SCENARIO = 80
@@ -49,3 +50,25 @@ def test_the_same_seed_is_the_same_run() -> None:
 def test_the_command_repeats_one_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seed", "3", "--scenario", "names", "--only", "power:7"]) == 0
     assert "1 cases in 1 runs" in capsys.readouterr().out
+
+
+def test_the_parts_together_are_every_case(capsys: pytest.CaptureFixture[str]) -> None:
+    with recorded("names", SEED) as record:
+        there = 2 * len(Crasher(record, SEED).points)
+    assert there > 100
+    ran = 0
+    for part in ("1/50", "50/50"):
+        assert main(["--seed", str(SEED), "--scenario", "names", "--kind", "kill", "--every", "--part", part]) == 0
+        ran += int(capsys.readouterr().out.split()[0])
+    assert ran == len(range(0, there, 50)) + len(range(49, there, 50))
+    with pytest.raises(SystemExit):
+        main(["--every", "--part", "5/4"])
+
+
+def test_simulation_that_never_ends_is_a_violation() -> None:
+    async def spin() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+
+    with pytest.raises(EndlessError, match=r"no end after .*spin:"):
+        simulate(1, spin)

@@ -35,11 +35,42 @@ EPOCH_NS: Final = 1_700_000_000_000_000_000
 OPTIONS: Final = ServiceOptions(raise_internal_errors=True, medium_deadline_ms=200)
 
 
+STEPS_MAX: Final = 50_000
+"""Of all tasks of one simulation: a hundred times what the longest of 1,200 cases took."""
+
+
+class EndlessError(Exception):
+    """A simulation does not come to an end."""
+
+
+class _StepLimit(trio.abc.Instrument):
+    """Cancels `scope` after STEPS_MAX steps: simulated time stands still for a task that never sleeps."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.where = ""
+        self._scope = scope
+        self._steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._steps += 1
+        if self._steps == STEPS_MAX:
+            self.where = " > ".join(f"{frame.f_code.co_qualname}:{line}" for frame, line in task.iter_await_frames())
+            self._scope.cancel()
+
+
 def simulate(seed: int, main: Callable[[], Awaitable[T]]) -> T:
-    """Run `main` in simulated time; the same seed gives the same schedule of tasks."""
+    """Run `main` in simulated time; the same seed gives the same schedule of tasks. Raises EndlessError."""
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     trio._core._run._r.seed(seed)
-    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    scope = trio.CancelScope()
+    limit = _StepLimit(scope)
+
+    async def limited() -> T:
+        with scope:
+            return await main()
+        raise EndlessError(f"no end after {STEPS_MAX} steps, in {limit.where}")
+
+    return trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[limit])
 
 
 class SimClock:
