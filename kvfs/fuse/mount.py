@@ -20,6 +20,7 @@ import trio
 
 from kvfs.blockreads import BlockReads
 from kvfs.errors import ConfigError
+from kvfs.fuse import turns
 from kvfs.fuse.allocator import keep_large_allocations
 from kvfs.fuse.events import follow_events
 from kvfs.fuse.invalidation import fuse_descriptors
@@ -152,8 +153,7 @@ async def serve(
     written and not closed. Raises ConfigError before anything is mounted.
     """
     target = check_mountable(mountpoint, options)
-    if not os.environ.get("NOMALLOPT"):
-        keep_large_allocations()
+    keep_large_allocations()
     refusal: ConfigError | None = None
     async with trio.open_nursery() as nursery:
         state = _new_state(queue_pair, nursery, options)
@@ -163,6 +163,7 @@ async def serve(
                 nursery.start_soon(state.invalidations.run)
                 nursery.start_soon(follow_events, state)
                 nursery.start_soon(_announce, operations, target, options, started)
+                turns.install(busy=lambda: state.staging.used_blocks > 0)
                 await _run_session()
         except ConfigError as error:
             refusal = error  # raised outside, where no nursery wraps it
@@ -200,7 +201,7 @@ async def _run_session() -> None:
     with trio.CancelScope() as session, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drain_on_signal, signals, session)
-            await pyfuse3.main(min_tasks=4)
+            await pyfuse3.main(min_tasks=turns.SESSION_TASKS, max_tasks=turns.SESSION_TASKS)
             nursery.cancel_scope.cancel()
 
 
