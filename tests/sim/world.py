@@ -200,9 +200,6 @@ class SimMedium:
         self._note(MediaTrim(self.name, offset, length))
         await pause(self._delays)
 
-    async def advise(self, offset: int, length: int) -> None:
-        await self.inner.advise(offset, length)
-
     async def aclose(self) -> None:
         await self.inner.aclose()
 

@@ -62,10 +62,6 @@ class AppendOnlyMedium:
         for segment in range(first, first + count):
             self._ends.pop(segment, None)
 
-    async def advise(self, offset: int, length: int) -> None:
-        """As the medium behind it."""
-        await self._inner.advise(offset, length)
-
     async def aclose(self) -> None:
         """As the medium behind it."""
         await self._inner.aclose()

@@ -59,10 +59,6 @@ class Medium(Protocol):
         """The range's content is no longer needed; with TRIM it reads as zeros (until the next flush: or as before)."""
         ...
 
-    async def advise(self, offset: int, length: int) -> None:
-        """Hint that the range will be read soon; may do nothing."""
-        ...
-
     async def aclose(self) -> None:
         """Release descriptors and locks; errors are raised."""
         ...

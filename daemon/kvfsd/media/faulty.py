@@ -137,10 +137,6 @@ class FaultyMedium:
         elif fault.kind is FaultKind.MISDIRECTED:
             await self._inner.trim(self._elsewhere(offset, length), length)
 
-    async def advise(self, offset: int, length: int) -> None:
-        """As the medium behind it."""
-        await self._inner.advise(offset, length)
-
     async def aclose(self) -> None:
         """As the medium behind it."""
         await self._inner.aclose()

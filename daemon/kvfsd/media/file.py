@@ -1,7 +1,8 @@
 """A medium in a sparse file or on a raw block device.
 
-Reads are tried with RWF_NOWAIT in place and go to a worker thread only for what the page cache does not hold. Small
-writes run in place through the page cache; large ones go past it, in a worker thread, where the system allows that.
+Blocks are read and written past the page cache by the kernel's asynchronous I/O, without a thread
+(docs/adr/0007-direct-media-io.md). Small extents go through the page cache in place. What cannot be done that way
+(tmpfs, memory that is not aligned, a system without it) runs in a worker thread.
 """
 
 from __future__ import annotations
@@ -26,15 +27,13 @@ from kvfs.errors import (
     PoolFullError,
 )
 from kvfsd.media.base import Capability, check_extent
+from kvfsd.media.kernelaio import KernelAio
 from kvfsd.ports import Offload
 
-WRITE_INLINE_MAX_BYTES: Final = 64 * limits.KIB
-"""Writes up to this run in place: a thread hop costs 115 us, a page-cache write of 64 KiB 6-11 us, of 1 MiB 120-170 us.
-With 125 us of sealing beside each 1 MiB write, threads took 272-404 us per MiB where writing in place took 333-823
-(measured, 2 cores, ext4); above all a disk that throttles writers then does not stop the event loop.
-Larger ones go past the page cache into space that was reserved: 71 us of CPU and 500 us of waiting per MiB; through it
-210 us of CPU, then the throttle of dirty memory: 2.0-2.7 against 1.5 GB/s with the flush (same machine)."""
-ADVISE_INLINE_MAX_BYTES: Final = 2 * limits.MIB
+INLINE_MAX_BYTES: Final = 64 * limits.KIB
+"""Extents up to this go through the page cache in place: a write of 64 KiB takes 6-11 us there, of 1 MiB 120-170 us,
+and a disk that throttles writers would stop the event loop (measured, 2 cores, ext4). Larger ones go past it into space
+that was reserved: 71 us of CPU per MiB instead of 210."""
 
 _ZEROS: Final = memoryview(bytes(limits.MIB))
 _FALLOC_KEEP_SIZE: Final = 0x01
@@ -60,7 +59,8 @@ class FileMedium:
         self.size_bytes = size_bytes
         self.capabilities = Capability.NONE if read_only else Capability.PARALLEL_APPEND | Capability.TRIM
         self._descriptor = descriptor
-        self._direct = -1 if read_only else _open_direct(path)
+        self._direct = _open_direct(path, read_only=read_only)
+        self._aio = KernelAio.open() if self._direct >= 0 else None
         self._offload = offload
         self._read_only = read_only
         self._nowait_works = True
@@ -124,7 +124,7 @@ class FileMedium:
         """Fill `buffer` from `offset`."""
         self._check("read", offset, len(buffer))
         try:
-            done = self._read_cached(offset, buffer)
+            done = await self._read_direct(offset, buffer) or self._read_cached(offset, buffer)
             if done < len(buffer):
                 descriptor, rest = self._descriptor, buffer[done:]
                 await self._offload.run(functools.partial(_read_all, descriptor, rest, offset + done))
@@ -136,22 +136,12 @@ class FileMedium:
         self._check("write", offset, len(data))
         self._check_writable()
         try:
-            if len(data) <= WRITE_INLINE_MAX_BYTES:
+            if len(data) <= INLINE_MAX_BYTES:
                 _write_all(self._descriptor, data, offset)
             else:
-                await self._offload.run(functools.partial(self._write_large, self._descriptor, data, offset))
+                await self._write_large(offset, data)
         except OSError as error:
             raise _write_failed(self.name, "write", offset, error) from error
-
-    def _write_large(self, descriptor: int, data: memoryview, offset: int) -> None:
-        """Write past the page cache, or through it what cannot go that way (memory that is not aligned, tmpfs)."""
-        if self._direct >= 0:
-            try:
-                return _write_all(self._direct, data, offset)
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-        return _write_all(descriptor, data, offset)
 
     async def reserve(self, offset: int, length: int) -> None:
         """Allocate the range in the file; a system that cannot do that finds room at each write."""
@@ -184,30 +174,44 @@ class FileMedium:
         except OSError as error:
             raise _failed(self.name, "trim", offset, error) from error
 
-    async def advise(self, offset: int, length: int) -> None:
-        """Start read-ahead into the page cache."""
-        self._check("advise", offset, length)
-        call = functools.partial(os.posix_fadvise, self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-        try:
-            if length <= ADVISE_INLINE_MAX_BYTES:
-                call()
-            else:
-                await self._offload.run(call)
-        except OSError as error:
-            raise _failed(self.name, "advise", offset, error) from error
-
     async def aclose(self) -> None:
         """Close the descriptor, which drops the lock. Closing twice is harmless."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
         direct, self._direct = self._direct, -1
+        if self._aio is not None:
+            self._aio.close()
         try:
             if direct >= 0:
                 os.close(direct)
             os.close(descriptor)
         except OSError as error:
             raise _failed(self.name, "close", 0, error) from error
+
+    async def _read_direct(self, offset: int, buffer: memoryview) -> int:
+        """Read past the page cache -> bytes read; 0 where that cannot be done."""
+        if self._aio is None or len(buffer) <= INLINE_MAX_BYTES or buffer.readonly:
+            return 0
+        try:
+            return await self._aio.read(self._direct, buffer, offset)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return 0
+
+    async def _write_large(self, offset: int, data: memoryview) -> None:
+        """Write past the page cache, or through it in a thread what cannot go that way."""
+        done = 0
+        if self._aio is not None and not data.readonly:
+            try:
+                done = await self._aio.write(self._direct, data, offset)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+        if done < len(data):
+            rest = functools.partial(_write_all, self._descriptor, data[done:], offset + done)
+            await self._offload.run(rest)
 
     def _read_cached(self, offset: int, buffer: memoryview) -> int:
         """Bytes that were in the page cache and are in `buffer` now; a disk is never waited for."""
@@ -250,10 +254,10 @@ def _write_failed(name: str, operation: str, offset: int, error: OSError) -> Kvf
     return _failed(name, operation, offset, error)
 
 
-def _open_direct(path: Path) -> int:
-    """A second descriptor that writes past the page cache; -1 where the system has no such thing."""
+def _open_direct(path: Path, *, read_only: bool) -> int:
+    """A second descriptor that goes past the page cache; -1 where the system has no such thing."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return -1
 

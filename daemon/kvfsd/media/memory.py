@@ -64,10 +64,6 @@ class MemoryMedium:
         for unit in range(offset // _UNIT, (offset + length) // _UNIT):
             self._units.pop(unit, None)
 
-    async def advise(self, offset: int, length: int) -> None:
-        """Nothing to do."""
-        self._check("advise", offset, length)
-
     async def aclose(self) -> None:
         """Refuse what comes later; the content stays until `reopen`."""
         self._open = False

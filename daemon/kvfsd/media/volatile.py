@@ -95,10 +95,6 @@ class VolatileMedium:
         check_extent(self.name, self.size_bytes, offset, length)
         await self._keep(_Pending(offset, length, None))
 
-    async def advise(self, offset: int, length: int) -> None:
-        """As the medium behind it."""
-        await self._inner.advise(offset, length)
-
     async def aclose(self) -> None:
         """Pass on what is cached (the machine stays up), then close the medium behind."""
         await self._drain(0)

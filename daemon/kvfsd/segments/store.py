@@ -136,11 +136,6 @@ class SegmentStore:
         space = self._space(location.medium)
         await space.medium.read_into(space.byte_offset(location, len(buffer)), buffer)
 
-    async def advise(self, location: Location, length: int) -> None:
-        """Hint that `length` bytes from `location` on will be read soon."""
-        space = self._space(location.medium)
-        await space.medium.advise(space.byte_offset(location, length), length)
-
     @contextlib.contextmanager
     def pin(self, location: Location) -> Iterator[None]:
         """While this is held the segment of `location` is not trimmed; NotFoundError if it is free already.

@@ -153,13 +153,6 @@ async def test_extents_outside_or_misaligned_are_refused(medium, offset, length)
         await medium.trim(offset, length)
 
 
-async def test_advise_changes_nothing(medium):
-    await medium.write(FIRST, pattern(UNIT))
-    await medium.advise(FIRST, UNIT)
-    await medium.advise(FIRST, 8 * limits.MIB)
-    assert await content(medium, FIRST, UNIT) == pattern(UNIT)
-
-
 async def test_nothing_works_after_close_and_closing_again_is_harmless(medium):
     await medium.aclose()
     with pytest.raises(KvfsError, match="closed"):

@@ -439,8 +439,6 @@ async def test_reads_outside_a_segment_are_refused(location, length):
     store = store_over(FakeCatalog(), opened(0))
     with pytest.raises(InvalidArgumentError):
         await store.read_into(location, memoryview(bytearray(length)))
-    with pytest.raises(InvalidArgumentError):
-        await store.advise(location, length)
 
 
 async def test_closing_the_streams_of_a_tenant_makes_its_segments_collectable():
