@@ -18,6 +18,7 @@ from kvfs.blockreads import BlockReads, padded
 from kvfs.commands import Commit, Discard, Found, ReleaseUnlinked
 from kvfs.errors import FileTooLargeError, InternalError, KvfsError
 from kvfs.limits import BLOCK_BYTES, FILE_MAX_BYTES, STAGING_MAX_BYTES
+from kvfs.locks import held
 from kvfs.openfile import BlockState, OpenFile
 from kvfs.queuepair import QueuePair
 from kvfs.tracebacks import without_text
@@ -142,7 +143,7 @@ class Staging:
         """Set the size; what lies beyond is gone, what is added reads as zeros. Takes effect with the commit."""
         if size > FILE_MAX_BYTES:
             raise FileTooLargeError(f"a size of {size} bytes, files end at {FILE_MAX_BYTES}")
-        async with file.commit_lock:
+        async with held(file.commit_lock):
             file.check_poison()
             try:
                 if size < file.size:
@@ -184,7 +185,7 @@ class Staging:
         file.check_poison()
         if not file.dirty or file.unlinked:
             return None
-        async with file.commit_lock:
+        async with held(file.commit_lock):
             await self._buffers.send_all(file)
             file.check_poison()
             if not file.dirty or file.unlinked:
@@ -211,7 +212,7 @@ class Staging:
         Once for a poisoned file: a later call drops what writers added that had not noticed, and leaves alone what
         another staging of the object has sent.
         """
-        async with file.commit_lock:
+        async with held(file.commit_lock):
             while busy := [block for block in file.blocks.values() if block.state is not BlockState.OPEN]:
                 await busy[0].wait_settled()
             # Asked for after a failure, too: a WriteBlock that timed out may still have taken effect.

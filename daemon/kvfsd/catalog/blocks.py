@@ -66,14 +66,13 @@ class Blocks:
         if not 0 <= row.block < BLOCKS_MAX:
             raise InvalidArgumentError(f"object {ino}: block {row.block} is over the largest file")
         key = (tenant, attachment, ino, row.block)
+        values = (*key, row.generation, row.length, row.epoch, row.tag, pack_locations(row.locations))
         freed = 0
-        before = self._database.one(f"SELECT length, locations FROM staged_block WHERE {_OF_STAGED} AND block=?", key)
-        if before:
-            freed = self._segments.release([(before[0], before[1])])
-        self._database.run(
-            "INSERT OR REPLACE INTO staged_block VALUES(?,?,?,?,?,?,?,?,?)",
-            (*key, row.generation, row.length, row.epoch, row.tag, pack_locations(row.locations)),
-        )
+        if not self._database.run("INSERT OR IGNORE INTO staged_block VALUES(?,?,?,?,?,?,?,?,?)", values):
+            where = f"{_OF_STAGED} AND block=?"
+            before = self._database.one(f"SELECT length, locations FROM staged_block WHERE {where}", key)
+            freed = self._segments.release([before] if before else [])
+            self._database.run("INSERT OR REPLACE INTO staged_block VALUES(?,?,?,?,?,?,?,?,?)", values)
         self._segments.add_record(row.length, row.locations)
         return row.length - freed
 

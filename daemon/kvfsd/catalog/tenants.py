@@ -19,6 +19,7 @@ class Tenants:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._kept: dict[int, TenantRow] = {}
 
     def create(self, row: TenantRow, slots: Iterable[KeySlotRow], root: InodeRow) -> None:
         """Add a tenant with its wrapped keys and its empty root directory (`root.parent` is itself)."""
@@ -40,11 +41,17 @@ class Tenants:
         self._database.run("INSERT INTO tenant VALUES(?,?,?,?,?,?,?,?,?)", row)
 
     def get(self, tenant: int) -> TenantRow:
-        """The tenant's row; NotFoundError if there is none."""
-        row = self._database.one(f"SELECT {_COLUMNS} FROM tenant WHERE tenant=?", (tenant,))
-        if row is None:
+        """The tenant's row; NotFoundError if there is none. Asked for several times for each stored file, so kept."""
+        kept = self._kept.get(tenant)
+        if kept is not None:
+            return kept
+        values = self._database.one(f"SELECT {_COLUMNS} FROM tenant WHERE tenant=?", (tenant,))
+        if values is None:
             raise NotFoundError(f"no tenant {tenant}")
-        return TenantRow._make(row)
+        row = TenantRow._make(values)
+        if not self._database.in_transaction:  # what a rollback would undo is not kept
+            self._kept[tenant] = row
+        return row
 
     def all(self) -> list[TenantRow]:
         """Every tenant, by number (at most `limits.TENANTS_MAX`)."""
@@ -80,6 +87,7 @@ class Tenants:
 
     def _update(self, assignments: str, tenant: int, values: tuple[int | bytes, ...]) -> None:
         self._database.require_transaction()
+        self._kept.pop(tenant, None)
         if not self._database.run(f"UPDATE tenant SET {assignments} WHERE tenant=?", (*values, tenant)):
             raise NotFoundError(f"no tenant {tenant}")
         self._changed()
@@ -118,6 +126,7 @@ class Tenants:
     def charge(self, tenant: int, delta_bytes: int, delta_objects: int) -> None:
         """Change the tenant's use; QuotaExceededError if it grows over a quota (shrinking is always allowed)."""
         self._database.require_transaction()
+        self._kept.pop(tenant, None)
         changed = self._database.run(
             "UPDATE tenant SET used_bytes=used_bytes+?1, used_objects=used_objects+?2 WHERE tenant=?3"
             " AND (?1<=0 OR quota_bytes=0 OR used_bytes+?1<=quota_bytes)"

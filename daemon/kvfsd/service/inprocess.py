@@ -24,6 +24,7 @@ from kvfs.commands import (
     WriteBlock,
 )
 from kvfs.errors import DeadlineExceededError, ProtocolError, Status, error_for
+from kvfs.locks import acquire
 from kvfs.queuepair import Buffer, Reply
 from kvfsd.service.session import Answer, Session
 
@@ -58,13 +59,14 @@ class InProcessQueuePair:
 
     async def _submit_waiting(self, command: Command, payload: Buffer) -> Answer:
         with trio.move_on_after(limits.COMMAND_DEADLINE_MS / 1000):
-            async with self._waiting_slots:
-                cid = self._free_cids.pop()
-                self._sequence += 1
-                try:
-                    return await self._exchange(Request(cid, self._sequence, command), payload)
-                finally:
-                    self._free_cids.append(cid)
+            await acquire(self._waiting_slots)
+            cid = self._free_cids.pop()
+            self._sequence += 1
+            try:
+                return await self._exchange(Request(cid, self._sequence, command), payload)
+            finally:
+                self._free_cids.append(cid)
+                self._waiting_slots.release()
         name = type(command).__name__
         raise DeadlineExceededError(f"{name} was not done in {limits.COMMAND_DEADLINE_MS} ms")
 
