@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from kvfs.fuse.mount import READ_AHEAD_BYTES
+from kvfs_tools.quickstart.results import process_cpu_seconds
 from tests import mountlib
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class System(Protocol):
@@ -49,10 +49,7 @@ def drop_caches() -> None:
 
 def cpu_s(pid: int | None) -> float:
     """CPU seconds that a process has used, in steps of 10 ms; 0 for None."""
-    if pid is None:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return 0.0 if pid is None else process_cpu_seconds(pid)
 
 
 def memory_bytes(pid: int, key: str = "VmRSS") -> int:

@@ -7,8 +7,8 @@ power   a power loss there: writes that were not flushed are kept, lost or torn,
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from tests.sim import crashes
@@ -64,7 +64,8 @@ class _Told:
 
     acked: int = 0
     synced: int = 0
-    underway: State | None = None
+    underway: list[State] = field(default_factory=list)
+    """What it would be after the change that it had asked for, if any."""
 
 
 def _told(trace: Trace, point: Point) -> list[_Told]:
@@ -72,10 +73,10 @@ def _told(trace: Trace, point: Point) -> list[_Told]:
     for event in trace.events[: point.events]:
         happening = event.happening
         if isinstance(happening, Began):
-            found[happening.client].underway = happening.after
+            found[happening.client].underway = [happening.after]
         elif isinstance(happening, Ended):
             found[happening.client].acked = happening.acked
-            found[happening.client].underway = None
+            found[happening.client].underway = []
         elif isinstance(happening, Synced):
             for told, acked in zip(found, happening.acked, strict=False):
                 told.synced = max(told.synced, acked)
@@ -88,23 +89,24 @@ def _started(trace: Trace, point: Point) -> int:
     return len(trace.histories) if synced else 0
 
 
+def _of_clients(trace: Trace, point: Point) -> Iterator[tuple[_Told, list[State], bool]]:
+    """What each client had been told, the states up to then, and whether it surely had its directory."""
+    started = _started(trace, point)
+    for number, told in enumerate(_told(trace, point)):
+        yield told, trace.histories[number][: told.acked + 1], number < started
+
+
 def allowed_after_kill(trace: Trace, point: Point) -> list[Allowed]:
     """Exactly what was acknowledged, or that and what was under way."""
-    started = _started(trace, point)
-    allowed = []
-    for number, told in enumerate(_told(trace, point)):
-        history = trace.histories[number][: told.acked + 1]
-        states = [history[-1], *([told.underway] if told.underway else [])]
-        allowed.append(Allowed(states, history, None, number < started))
-    return allowed
+    return [
+        Allowed([history[-1], *told.underway], history, None, started)
+        for told, history, started in _of_clients(trace, point)
+    ]
 
 
 def allowed_after_power_loss(trace: Trace, point: Point) -> list[Allowed]:
     """Any state from the last sync on; what was synced and has not changed since then is readable."""
-    started = _started(trace, point)
-    allowed = []
-    for number, told in enumerate(_told(trace, point)):
-        history = trace.histories[number][: told.acked + 1]
-        states = [*history[told.synced :][::-1], *([told.underway] if told.underway else [])]
-        allowed.append(Allowed(states, history, versions(history[told.synced]), number < started))
-    return allowed
+    return [
+        Allowed([*history[told.synced :][::-1], *told.underway], history, versions(history[told.synced]), started)
+        for told, history, started in _of_clients(trace, point)
+    ]

@@ -1,7 +1,5 @@
 """The whole quickstart, small, and that it fails when it should."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from kvfs_tools.quickstart import scenario
 from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, detach
 from kvfs_tools.quickstart.sandbox import Sandbox
 from kvfs_tools.quickstart.scenario import Quickstart, Settings
+from tests.kvfs_tools.quickstart.running import succeeds_and_leaves_nothing
 from tests.mountlib import can_mount
 
 needs_mount = pytest.mark.skipif(can_mount() is not None, reason=str(can_mount()))
@@ -22,20 +21,9 @@ SMALL = Settings(blocks=48, block_bytes=64 << 10, threads=4)
 @needs_mount
 @pytest.mark.slow
 def test_quickstart_succeeds_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kvfs_tools.quickstart", "--blocks", "48", "--block-kib", "64"],
-        env=dict(os.environ, TMPDIR=str(tmp_path), COLUMNS="120"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "sealed bytes found in plaintext: 0" in done.stdout
-    assert "planted control found" in done.stdout
-    assert "byte-exact at the end: 48 of 48" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    printed = succeeds_and_leaves_nothing(tmp_path, "--blocks", "48", "--block-kib", "64", limit_s=110)
+    assert "planted control found" in printed
+    assert "byte-exact at the end: 48 of 48" in printed
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 

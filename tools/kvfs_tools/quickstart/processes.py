@@ -89,22 +89,26 @@ def detach(mountpoint: Path) -> None:
         )
 
 
+def start_logged(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process whose output is appended to `log`; an interrupt at the terminal is ours, and not its to take."""
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            list(words),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
 class MountProcess:
     """A foreground process that serves `mountpoint`; started by the constructor, which returns once it is mounted."""
 
     def __init__(self, words: Sequence[str], mountpoint: Path, log: Path, environment: Mapping[str, str]) -> None:
         self._mountpoint = mountpoint
         self._log = log
-        with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                list(words),
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # an interrupt at the terminal is ours to turn into an orderly end
-                start_new_session=True,
-            )
+        self._process = start_logged(words, log, environment)
         try:
             self._await_mounted()
         except BaseException:

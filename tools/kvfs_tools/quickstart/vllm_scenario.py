@@ -16,7 +16,7 @@ from rich.table import Table
 from kvfs_tools.quickstart import controls
 from kvfs_tools.quickstart.plaintext import PlaintextIndex, SearchReport, search
 from kvfs_tools.quickstart.pool import create_pool, create_tenant, mount_tenant
-from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, tail
+from kvfs_tools.quickstart.processes import MountProcess, StepFailedError, start_logged, tail
 from kvfs_tools.quickstart.sandbox import Sandbox
 
 ENGINES = Path(__file__).with_name("engines")
@@ -146,15 +146,7 @@ class VllmQuickstart:
     def _engine(self, words: list[str]) -> None:
         log = self._sandbox.root / "engine.log"
         environment = dict(os.environ, PYTHONPATH=str(ENGINES))
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [str(self._python), *words],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        process = start_logged([str(self._python), *words], log, environment)
         try:
             status = process.wait(ENGINE_DEADLINE_S)
         except subprocess.TimeoutExpired as error:
