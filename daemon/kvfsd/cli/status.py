@@ -52,7 +52,8 @@ def print_mounts(found: list[dict[str, Any]], *, stages: bool) -> None:
     if not found:
         print("no kvfs mounts")
         return
-    columns = ("MOUNTPOINT", "TENANT", "STATE", "USED#", "QUOTA#", "FILES#", "HITS#", "MISSES#", "PID#", "POOL")
+    numbers = ("USED#", "QUOTA#", "FILES#", "HITS#", "MISSES#", "LOG LAG ms#", "PID#")
+    columns = ("MOUNTPOINT", "TENANT", "STATE", *numbers, "POOL")
     print_table(columns, [_row(mount) for mount in found])
     for mount in found:
         if mount.get("state") in ("silent", "dead"):
@@ -73,9 +74,12 @@ def _row(mount: dict[str, Any]) -> list[object]:
     if usage is not None:
         used, files = format_bytes(usage["used_bytes"]), str(usage["used_objects"])
         quota = format_bytes(usage["quota_bytes"]) if usage["quota_bytes"] else "none"
-    hits, misses = hits_and_misses(mount.get("metrics", {}))
+    metrics = mount.get("metrics", {})
+    hits, misses = hits_and_misses(metrics)
+    lag_s = metrics.get("gauges", {}).get("metadata_log_lag_seconds")
+    lag = "-" if lag_s is None else f"{lag_s * 1000:.0f}"
     who = [mount["mountpoint"], mount.get("tenant", "-"), mount["state"]]
-    return [*who, used, quota, files, hits, misses, mount.get("pid", "-"), mount.get("pool", "-")]
+    return [*who, used, quota, files, hits, misses, lag, mount.get("pid", "-"), mount.get("pool", "-")]
 
 
 def hits_and_misses(metrics: dict[str, Any]) -> tuple[int, int]:

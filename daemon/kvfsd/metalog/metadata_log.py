@@ -1,12 +1,13 @@
-"""From the catalog's outbox to sealed records on the media: the metadata log, its compaction, the system records.
+"""From the catalog's outbox to sealed records on the media: the metadata log and the system records.
 
-One task runs `MetadataLog.run`; `drain`, `write_system` and `close` may be called by others, a lock keeps them apart.
-Order is all that matters here: entries leave the outbox only after their record was written; old records are dropped
-only after a newer snapshot is complete and on stable storage.
+One task runs `MetadataLog.run`, another one `compaction.run`; `drain`, `compact`, `write_system` and `close` may be
+called by others. A lock keeps those that write apart. Order is all that matters here: entries leave the outbox only
+after their record was written.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -16,14 +17,14 @@ import trio
 from kvfs import limits
 from kvfs.errors import KvfsError
 from kvfsd.catalog.catalog import Catalog
-from kvfsd.catalog.log_rows import LogRecord, SnapshotCursor
+from kvfsd.catalog.log_rows import LogRecord
 from kvfsd.catalog.rows import Location
-from kvfsd.catalog.schema import META_SYSTEM_VERSION, META_SYSTEM_WRITTEN, TenantState
+from kvfsd.catalog.schema import META_SYSTEM_VERSION, META_SYSTEM_WRITTEN
+from kvfsd.metalog.backlog import Backlog
+from kvfsd.metalog.compaction import LogCompaction
 from kvfsd.ondisk.metalog import (
     BATCH_MAX_BYTES,
     HEADER_BYTES,
-    SnapshotBegin,
-    SnapshotEnd,
     SystemTenant,
     encode_batch,
     encode_system,
@@ -33,12 +34,6 @@ from kvfsd.ondisk.segment import SegmentKind
 
 PERIOD_MS: Final = limits.METADATA_LOG_LAG_MS // 4
 """How often the outbox is emptied; the rest of the bound is for the writing itself."""
-COMPACTING_PERIOD_MS: Final = 20
-"""Instead of PERIOD_MS while a snapshot is written: one step of it, about 1 ms, each time."""
-COMPACT_FACTOR: Final = 4
-"""A log is compacted when it is this many times larger than its last snapshot ..."""
-COMPACT_MIN_BYTES: Final = 16 * limits.MIB
-"""... and larger than this."""
 SYSTEM_TENANT: Final = 0
 _NOT_WRITTEN: Final = -1
 """A system version that no catalog has: the system records are written again."""
@@ -102,18 +97,6 @@ class LogPorts:
     flush: Callable[[], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class _Snapshot:
-    """A snapshot being written: where reading is, and which entries begin and end it."""
-
-    name: int
-    begin_sequence: int
-    cursor: SnapshotCursor | None
-    end_sequence: int = 0
-    begin_generation: int = 0
-    written_bytes: int = 0
-
-
 class MetadataLog:
     """The metadata logs of all tenants of one pool."""
 
@@ -123,39 +106,55 @@ class MetadataLog:
         self._database = catalog.database
         self._ports = ports
         self._lock = trio.Lock()
-        self._snapshots: dict[int, _Snapshot] = {}
-        self.last_error: KvfsError | None = None
-        """Why the log is behind, None while it is not."""
+        self.backlog = Backlog(catalog.database.outbox)
+        self.compaction = LogCompaction(catalog, self.backlog, ports.flush)
 
     async def run(self) -> None:
         """Keep the log within `limits.METADATA_LOG_LAG_MS` of the catalog, until cancelled.
 
-        A medium that fails is tried again every PERIOD_MS; entries wait in the outbox meanwhile.
+        Drains every PERIOD_MS, and at once when commands wait for it. A medium that fails is tried again every
+        PERIOD_MS; entries wait in the outbox meanwhile, and past its bound so do commands.
         """
-        while True:
-            await trio.sleep((COMPACTING_PERIOD_MS if self._snapshots else PERIOD_MS) / 1000)
-            try:
-                await self.drain()
-                await self.compact_some()
-            except KvfsError as error:
-                self.last_error = error
-            else:
-                self.last_error = None
+        self.backlog.attended = True
+        try:
+            while True:
+                with trio.move_on_after(PERIOD_MS / 1000):
+                    await self.backlog.wait_wanted()
+                with contextlib.suppress(KvfsError):  # it is in backlog.last_error
+                    await self.drain()
+        finally:
+            self.backlog.attended = False
 
     async def drain(self) -> None:
         """Write everything that is queued now; the media are not flushed. Raises what store and sealer raise."""
         async with self._lock:
-            await self._write_system_if_changed()
-            last = self._database.last_sequence
-            failures: list[KvfsError] = []
-            for tenant in self._rows.waiting_tenants():
-                try:
-                    while await self._write_batch(tenant, last):
-                        pass
-                except KvfsError as error:  # the other tenants' logs go on
-                    failures.append(error)
-            if failures:
-                raise failures[0]
+            began = self.backlog.begin()
+            try:
+                await self._write_system_if_changed()
+                await self._write_waiting()
+            except KvfsError as error:
+                self.backlog.failed(error)
+                raise
+            self.backlog.caught_up(began)
+
+    async def _write_waiting(self) -> None:
+        last = self._database.last_sequence
+        failures: list[KvfsError] = []
+        for tenant in self._rows.waiting_tenants():
+            try:
+                while await self._write_batch(tenant, last):
+                    self.backlog.progressed()
+            except KvfsError as error:  # the other tenants' logs go on
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def compact(self, tenant: int) -> None:
+        """Write a whole snapshot of the tenant now, and drop the log before it."""
+        self.compaction.begin(tenant)
+        while self.compaction.is_under_way(tenant):
+            await self.compaction.step(tenant)
+            await self.drain()
 
     async def close(self) -> None:
         """At clean shutdown: nothing is left in the outbox, and all of it is on stable storage."""
@@ -168,7 +167,7 @@ class MetadataLog:
         if not self._rows.is_active(tenant):
             with self._catalog.transaction():
                 self._rows.discard(tenant)
-            self._snapshots.pop(tenant, None)
+            self.compaction.forget(tenant)
             return False
         queued = self._rows.pending(tenant, BATCH_MAX_BYTES - HEADER_BYTES)
         if not queued.entries:
@@ -184,75 +183,13 @@ class MetadataLog:
                 self._rows.append(LogRecord(tenant, generation, len(payload), locations), queued)
         finally:
             self._ports.store.settle(locations)
-        self._note_snapshot(tenant, queued.through, generation, len(payload))
+        self.compaction.note_batch(tenant, queued.through, generation, len(payload))
         return queued.through < last
 
     async def _append(self, sealing: LogPayload, seal: Seal, kind: SegmentKind) -> tuple[Location, ...]:
         sealed = seal(sealing)
         media = self._ports.place(sealing.tenant)
         return await self._ports.store.append(sealing.tenant, sealed.epoch, media, sealed.record, kind)
-
-    # --- compaction ------------------------------------------------------------------------------------
-
-    def needs_compaction(self, tenant: int) -> bool:
-        """Whether the tenant's log has outgrown what a snapshot would take."""
-        state = self._rows.state(tenant)
-        return state.log_bytes > max(COMPACT_MIN_BYTES, COMPACT_FACTOR * state.snapshot_bytes)
-
-    async def compact_some(self) -> None:
-        """One step for every tenant whose log is too large: read some rows of the snapshot, or finish it."""
-        for tenant in [row.tenant for row in self._catalog.tenants.all() if row.state == TenantState.ACTIVE]:
-            if tenant in self._snapshots or self.needs_compaction(tenant):
-                await self._compact_step(tenant)
-
-    async def compact(self, tenant: int) -> None:
-        """Write a whole snapshot of the tenant now, and drop the log before it."""
-        if tenant not in self._snapshots:
-            self._begin_snapshot(tenant)
-        while tenant in self._snapshots:
-            await self._compact_step(tenant)
-            await self.drain()
-
-    async def _compact_step(self, tenant: int) -> None:
-        snapshot = self._snapshots.get(tenant) or self._begin_snapshot(tenant)
-        if snapshot.cursor is not None:
-            with self._catalog.transaction():
-                snapshot.cursor = self._rows.snapshot_some(tenant, snapshot.cursor)
-                if snapshot.cursor is None:
-                    self._database.log(tenant, SnapshotEnd(snapshot.name))
-            if snapshot.cursor is None:
-                snapshot.end_sequence = self._database.last_sequence
-        elif snapshot.end_sequence == -1:  # written through: _note_snapshot has seen its end
-            await self._finish_snapshot(tenant, snapshot)
-
-    def _begin_snapshot(self, tenant: int) -> _Snapshot:
-        name = self._database.next_generation()
-        with self._catalog.transaction():
-            self._database.log(tenant, SnapshotBegin(name))
-        snapshot = _Snapshot(name, self._database.last_sequence, SnapshotCursor())
-        self._snapshots[tenant] = snapshot
-        return snapshot
-
-    def _note_snapshot(self, tenant: int, through: int, generation: int, payload_bytes: int) -> None:
-        snapshot = self._snapshots.get(tenant)
-        if snapshot is None or through < snapshot.begin_sequence:
-            return
-        snapshot.begin_generation = snapshot.begin_generation or generation
-        snapshot.written_bytes += payload_bytes
-        if 0 < snapshot.end_sequence <= through:
-            snapshot.end_sequence = -1
-
-    async def _finish_snapshot(self, tenant: int, snapshot: _Snapshot) -> None:
-        await self._ports.flush()
-        with self._catalog.transaction():
-            state = self._rows.state(tenant)
-            self._rows.set_state(tenant, state._replace(snapshot_bytes=snapshot.written_bytes))
-        more = True
-        while more:
-            with self._catalog.transaction():
-                more = self._rows.drop_before(tenant, snapshot.begin_generation)
-            await trio.lowlevel.checkpoint()
-        self._snapshots.pop(tenant, None)
 
     # --- system records --------------------------------------------------------------------------------
 

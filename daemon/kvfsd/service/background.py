@@ -1,6 +1,7 @@
 """The tasks behind a service: each does a little, regularly, and none holds the event loop for long.
 
-metadata log    drains the catalog's outbox to the media            MetadataLog.run, every 250 ms
+metadata log    drains the catalog's outbox to the media            every 250 ms, and when commands wait for it
+compaction      repairs and compacts the metadata log               LogCompaction.run
 collector       gives garbage in segments back                      when woken, every second
 reaper          releases blocks of large removed objects in batches every REAP_PERIOD_MS
 accesses        writes access times                                 every ACCESSES_PERIOD_MS
@@ -37,7 +38,7 @@ Task = Callable[["Service"], Awaitable[None]]
 
 def start_all(service: Service, nursery: trio.Nursery) -> None:
     """Start every task of the service in its nursery."""
-    for task in (metadata_log, collect, reap, write_accesses, checkpoint, purge_quarantine, tell_hidden):
+    for task in (metadata_log, compact_log, collect, reap, write_accesses, checkpoint, purge_quarantine, tell_hidden):
         nursery.start_soon(supervise, service, task)
 
 
@@ -62,13 +63,18 @@ async def supervise(service: Service, task: Task) -> None:
 
 
 async def metadata_log(service: Service) -> None:
-    """Keep the sealed metadata log on the media close to the catalog; first see what a power loss left of it."""
+    """Keep the sealed metadata log on the media close to the catalog."""
+    await service.metadata_log.run()
+
+
+async def compact_log(service: Service) -> None:
+    """Keep the metadata log short; first see what a power loss left of it."""
     if not service.catalog.database.was_clean:
         try:
             await powerloss.repair(service.catalog, service.store, service.metadata_log)
-        except KvfsError as error:  # what is queued must reach the media all the same
+        except KvfsError as error:
             log.warning("what a rebuild needs could not be made good: %s", error)
-    await service.metadata_log.run()
+    await service.metadata_log.compaction.run()
 
 
 async def collect(service: Service) -> None:

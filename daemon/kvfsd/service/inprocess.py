@@ -13,6 +13,7 @@ import trio
 
 from kvfs import limits, wire
 from kvfs.commands import (
+    MUTATING,
     Command,
     Completion,
     EntryGone,
@@ -29,7 +30,7 @@ from kvfs.queuepair import Buffer, Reply
 from kvfsd.service.session import Answer, Session
 
 _WAITING: Final = frozenset({ReadBlock, WriteBlock, Sync})
-"""Commands that may wait for media; only these get a deadline, a scope costs more than a lookup."""
+"""Commands that may wait for media. Only what may wait gets a deadline, a scope costs more than a lookup."""
 _STATUSES: Final = tuple(Status)
 """By number: they count from 0 without a gap. A tuple, because a miss is to cost as little as possible."""
 
@@ -46,7 +47,8 @@ class InProcessQueuePair:
 
     async def submit(self, command: Command, payload: Buffer = b"") -> Reply:
         """See `QueuePair.submit`."""
-        if type(command) in _WAITING:
+        kind = type(command)
+        if kind in _WAITING or (kind in MUTATING and self._session.has_to_wait(kind)):
             completion, plaintext, release = await self._submit_waiting(command, payload)
         else:
             self._sequence += 1

@@ -36,6 +36,7 @@ from kvfsd.segments.space import OpenMedium
 from kvfsd.segments.store import SegmentStore
 from kvfsd.service import background
 from kvfsd.service.accesses import AccessTimes
+from kvfsd.service.backpressure import Backpressure
 from kvfsd.service.hidden import HiddenNames
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
 from kvfsd.service.session import Session
@@ -83,6 +84,7 @@ class Service:
         )
         self.path = self._data_path()
         self.metadata_log = MetadataLog(pool.catalog, log_ports(self.path, pool.sync))
+        self.backpressure = Backpressure(self.metadata_log.backlog, self.metrics)
         self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
         self.hidden = HiddenNames(self)
         self._gate = SyncGate(self._sync_now)
@@ -224,6 +226,7 @@ class Service:
         """Refuse writes from here on; reads go on. Only a restart leaves this state."""
         if not self.failsafe_reason:
             self.failsafe_reason = reason
+            self.backpressure.wake()
             log.critical("failsafe, writes are refused: %s", reason)
 
     def refuse_in_failsafe(self) -> None:

@@ -61,6 +61,9 @@ CHANGES: Final[dict[type, Callable[[Session, Any], c.Result]]] = {
 }
 """`kvfs.commands.MUTATING`: one transaction each, with the completion in it."""
 
+FREES_SPACE: Final = frozenset({c.Unlink, c.RemoveDirectory})
+"""Changes that must stay possible when the media are full."""
+
 STEPS: Final[dict[type, Callable[[Session, Any], c.Result]]] = {
     c.AllocateIno: session_data.allocate_ino,
     c.Discard: session_data.discard,
@@ -137,12 +140,12 @@ class Session:
     async def _change(self, request: c.Request, payload: Buffer) -> Outcome:
         command = request.command
         kind = type(command)
-        if self.closed:
-            raise ProtocolError(f"attachment {self.attachment} is detached")
-        if kind is not c.ReadBlock:
-            self.service.refuse_in_failsafe()
+        if kind is not c.ReadBlock or self.closed:
+            self._refuse_if_over()
         change = CHANGES.get(kind)
         if change is not None:
+            if self.service.backpressure.holds():
+                await self._wait_for_room(kind)
             return Outcome(self._once(request, change))
         step = STEPS.get(kind)
         if step is not None:
@@ -154,9 +157,33 @@ class Session:
         try:
             return await transfer(self, command, payload)
         finally:
-            self._inflight -= 1
-            if not self._inflight:
-                self._idle.set()
+            self._left()
+
+    def _left(self) -> None:
+        """A command that detaching would wait for is done."""
+        self._inflight -= 1
+        if not self._inflight:
+            self._idle.set()
+
+    def has_to_wait(self, kind: type) -> bool:
+        """Whether a command that needs no media would wait all the same, if it were executed now."""
+        return kind in CHANGES and self.service.backpressure.holds()
+
+    async def _wait_for_room(self, kind: type) -> None:
+        """Before a change: wait until the metadata log has caught up. Detaching ends the wait, with ProtocolError."""
+        self._inflight += 1
+        try:
+            await self.service.backpressure.wait(
+                kind in FREES_SPACE, lambda: self.closed or self.service.failsafe_reason != ""
+            )
+        finally:
+            self._left()
+        self._refuse_if_over()
+
+    def _refuse_if_over(self) -> None:
+        if self.closed:
+            raise ProtocolError(f"attachment {self.attachment} is detached")
+        self.service.refuse_in_failsafe()
 
     def _once(self, request: c.Request, change: Callable[[Session, Any], c.Result]) -> c.Result:
         """Carry out a mutating command, or give the stored result of the one that it repeats."""
@@ -255,6 +282,7 @@ class Session:
         if self.closed:
             return False
         self.closed = True
+        self.service.backpressure.wake()
         with trio.move_on_after(limits.COMMAND_DEADLINE_MS / 1000):
             while self._inflight:
                 self._idle = trio.Event()

@@ -62,6 +62,8 @@ def test_status_shows_use_hits_misses_and_stages(sandbox):
     )
     table = sandbox.ok("kvfs", "status", "mnt", "--stages")
     assert "64.0 MiB" in table
+    assert "LOG LAG ms" in table
+    assert 0 <= mount["metrics"]["gauges"]["metadata_log_lag_seconds"] < 60
     assert "seal" in table
     sandbox.ok("kvfs", "umount", "mnt")
     assert "no kvfs mountpoint" in sandbox.refused("kvfs", "status", "mnt")

@@ -72,12 +72,12 @@ async def test_a_failing_medium_delays_the_log_and_loses_nothing(world: LogWorld
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.log.run)
         await trio.sleep(10)
-        assert isinstance(world.log.last_error, MediumUnavailableError)
+        assert isinstance(world.log.backlog.last_error, MediumUnavailableError)
         waiting = world.catalog.log_rows.backlog()
         assert waiting > 0
         world.media.failing = False
         await trio.sleep(1)
-        assert world.log.last_error is None
+        assert world.log.backlog.last_error is None
         assert world.catalog.log_rows.backlog() == 0
         nursery.cancel_scope.cancel()
     assert world.store_port.unsettled == []
@@ -158,9 +158,10 @@ async def test_compaction_drops_what_the_snapshot_says_again(world: LogWorld) ->
 async def test_compaction_starts_by_itself_in_the_background(
     world: LogWorld, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvfsd.metalog.metadata_log.COMPACT_MIN_BYTES", 4000)
+    monkeypatch.setattr("kvfsd.metalog.compaction.COMPACT_MIN_BYTES", 4000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.log.run)
+        nursery.start_soon(world.log.compaction.run)
         for _ in range(60):
             world.store("same", [7])
             await trio.sleep(0.3)
@@ -185,7 +186,7 @@ async def test_old_records_stay_until_the_snapshot_is_flushed(world: LogWorld) -
         order.append("drop")
         return drop(tenant, generation, limit)
 
-    object.__setattr__(world.log._ports, "flush", note_flush)
+    world.log.compaction._flush = note_flush
     world.log._rows.drop_before = note_drop  # type: ignore[method-assign]
     await world.log.compact(1)
     assert order[0] == "flush"
