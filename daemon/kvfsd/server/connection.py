@@ -1,8 +1,9 @@
 """One connection of a mount: requests in, completions and events out, until one side ends it.
 
 Commands that need no media are carried out by the receiving task, in the order in which they come, and it sends their
-answers: a mount that does not take its answers is not read from either. Data commands overlap, DATA_DEPTH of them. So a
-mount makes the daemon hold at most DATA_DEPTH payloads, one message, and its bounded queue of events.
+answers: a mount that does not take its answers is not read from either. Data commands overlap, DATA_DEPTH of them, and
+so do changes that have to wait for the metadata log, WAITING_CHANGES_MAX of them. So a mount makes the daemon hold at
+most DATA_DEPTH payloads, so many messages, and its bounded queue of events.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ log = logging.getLogger(__name__)
 
 DATA_DEPTH: Final = 16
 """Data commands of one connection at a time; the host half holds to it, a hostile one waits."""
+WAITING_CHANGES_MAX: Final = 100
+"""Changes of one connection that wait for the metadata log: one for each worker of pyfuse3; past it nothing is read."""
 SERVE_DEADLINE_MS: Final = limits.COMMAND_DEADLINE_MS - 5_000
-"""A data command ends here before its mount gives it up."""
+"""A command that waits ends here before its mount gives it up."""
 GIVE_WAY_DEADLINE_MS: Final = limits.COMMAND_DEADLINE_MS
 _NONE: Final = memoryview(b"")
 
@@ -46,6 +49,9 @@ class Connection:
         self._everything = trio.CancelScope()
         self._ended = trio.Event()
         self._running: set[int] = set()
+        """Slots of commands that have a task."""
+        self._transfers = 0
+        self._waiting_changes = 0
         self._room = trio.lowlevel.ParkingLot()
         self.farewell = False
         """The mount detached for good."""
@@ -94,9 +100,13 @@ class Connection:
         while (frame := await self._next_frame()) is not None:
             request = frame.message
             if isinstance(request, Request):
-                if type(request.command) in DATA_COMMANDS:
+                kind = type(request.command)
+                if kind in DATA_COMMANDS:
                     await self._begin(request)
                     nursery.start_soon(self._transfer, request, memoryview(frame.payload))
+                elif self._session.has_to_wait(kind):  # it must not hold up the mount's lookups and reads
+                    await self._begin_change(request)
+                    nursery.start_soon(self._wait_and_change, request)
                 else:
                     await self._answer(request, await self._session.execute(request))
             elif isinstance(request, Farewell):
@@ -112,18 +122,40 @@ class Connection:
         return None
 
     async def _begin(self, request: Request) -> None:
-        if request.cid in self._running:
-            raise ProtocolError(f"slot {request.cid} has a command already")
-        while len(self._running) >= DATA_DEPTH:
+        self._check_slot(request)
+        while self._transfers >= DATA_DEPTH:
             await self._room.park()
         self._running.add(request.cid)
+        self._transfers += 1
+
+    async def _begin_change(self, request: Request) -> None:
+        self._check_slot(request)
+        while self._waiting_changes >= WAITING_CHANGES_MAX:
+            await self._room.park()
+        self._running.add(request.cid)
+        self._waiting_changes += 1
+
+    def _check_slot(self, request: Request) -> None:
+        if request.cid in self._running:
+            raise ProtocolError(f"slot {request.cid} has a command already")
+
+    def _give_slot(self, request: Request) -> None:
+        self._running.discard(request.cid)
+        self._room.unpark_all()
+
+    async def _wait_and_change(self, request: Request) -> None:
+        try:
+            await self._answer(request, await self._execute(request, _NONE))
+        finally:
+            self._waiting_changes -= 1
+            self._give_slot(request)
 
     async def _transfer(self, request: Request, payload: memoryview) -> None:
         try:
             await self._answer(request, await self._execute(request, payload))
         finally:
-            self._running.discard(request.cid)
-            self._room.unpark_all()
+            self._transfers -= 1
+            self._give_slot(request)
             if isinstance(payload.obj, mmap.mmap):
                 self._payloads.release(payload.obj)
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import trio
 
 from kvfs import commands as c
@@ -21,9 +20,11 @@ from kvfs.queuepair import Buffer
 from kvfsd.catalog.rows import TenantRow
 from kvfsd.datapath.reservations import Reservations
 from kvfsd.service import session_data, session_lookups, session_namespace
+from kvfsd.service.completions import Completions
 from kvfsd.service.events import EventQueue
+from kvfsd.service.inflight import InFlight
 from kvfsd.service.session_data import Outcome
-from kvfsd.service.validation import INTEGER_MAX, check_ino
+from kvfsd.service.validation import check_ino
 
 if TYPE_CHECKING:
     from kvfsd.service.service import Service
@@ -78,8 +79,6 @@ TRANSFERS: Final[dict[type, Callable[[Session, Any, Buffer], Awaitable[Outcome]]
 }
 """Commands that wait for media."""
 
-_COMPLETIONS: Final = msgspec.msgpack.Decoder(c.Completion)
-
 
 class Session:
     """One attachment; made by `Service.attach`. Handlers of commands (session_*.py) work with its attributes."""
@@ -101,14 +100,11 @@ class Session:
         """Where AllocateIno takes its numbers."""
         self.events = EventQueue(self.metrics)
         self.closed = False
-        self._resumed = resumed
+        self._completions = Completions(self.catalog.attachments, attachment, resumed=resumed)
         kinds = [*LOOKS, *CHANGES, *STEPS, *TRANSFERS]
         self._counts = {kind: self.metrics.command_counts(kind.__name__) for kind in kinds}
-        self._sequences = [0] * limits.QUEUE_DEPTH
         self._after_commit: list[Callable[[], None]] = []
-        self._inflight = 0
-        self._idle = trio.Event()
-        self._encoder = msgspec.msgpack.Encoder()
+        self._in_flight = InFlight()
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -153,17 +149,8 @@ class Session:
         transfer = TRANSFERS.get(kind)
         if transfer is None:
             raise ProtocolError(f"{kind.__name__} is no command")
-        self._inflight += 1
-        try:
+        with self._in_flight:
             return await transfer(self, command, payload)
-        finally:
-            self._left()
-
-    def _left(self) -> None:
-        """A command that detaching would wait for is done."""
-        self._inflight -= 1
-        if not self._inflight:
-            self._idle.set()
 
     def has_to_wait(self, kind: type) -> bool:
         """Whether a command that needs no media would wait all the same, if it were executed now."""
@@ -171,13 +158,10 @@ class Session:
 
     async def _wait_for_room(self, kind: type) -> None:
         """Before a change: wait until the metadata log has caught up. Detaching ends the wait, with ProtocolError."""
-        self._inflight += 1
-        try:
+        with self._in_flight:
             await self.service.backpressure.wait(
                 kind in FREES_SPACE, lambda: self.closed or self.service.failsafe_reason != ""
             )
-        finally:
-            self._left()
         self._refuse_if_over()
 
     def _refuse_if_over(self) -> None:
@@ -187,29 +171,18 @@ class Session:
 
     def _once(self, request: c.Request, change: Callable[[Session, Any], c.Result]) -> c.Result:
         """Carry out a mutating command, or give the stored result of the one that it repeats."""
-        cid, sequence = request.cid, request.sequence
-        if not (0 <= cid < limits.QUEUE_DEPTH and 0 < sequence <= INTEGER_MAX):
-            raise ProtocolError(f"request identity: cid {cid}, sequence {sequence}")
-        last = self._sequences[cid]
-        if sequence < last:
-            raise ProtocolError(f"slot {cid}: sequence {sequence} comes after {last}")
-        repeated = sequence == last or self._resumed
-        if repeated and (stored := self._stored(cid, sequence)) is not None:
+        stored = self._completions.find(request)
+        if stored is not None:
             self.metrics.counters.replayed_completions += 1
             return stored
         self._after_commit.clear()
         with self.catalog.transaction():
             result = change(self, request.command)
-            blob = self._encoder.encode(c.Completion(cid, sequence, _OK, "", result))
-            self.catalog.attachments.store_completion(self.attachment, cid, sequence, blob)
-        self._sequences[cid] = sequence
+            self._completions.store(request, result)
+        self._completions.committed(request)
         for call in self._after_commit:
             call()
         return result
-
-    def _stored(self, cid: int, sequence: int) -> c.Result | None:
-        blob = self.catalog.attachments.completion(self.attachment, cid, sequence)
-        return None if blob is None else _COMPLETIONS.decode(blob).result
 
     def _failed(self, request: c.Request, error: KvfsError) -> Answer:
         if isinstance(error, FailsafeError):
@@ -284,18 +257,15 @@ class Session:
         self.closed = True
         self.service.backpressure.wake()
         with trio.move_on_after(limits.COMMAND_DEADLINE_MS / 1000):
-            while self._inflight:
-                self._idle = trio.Event()
-                await self._idle.wait()
+            await self._in_flight.idle()
         self.service.detached(self)
         self.reservations.close()
         return True
 
     def adopt(self) -> None:
         """Go on where a process that ended has left the attachment."""
+        self._completions.adopt()
         attachments = self.catalog.attachments
-        for cid, sequence in attachments.last_sequences(self.attachment):
-            self._sequences[cid] = sequence
         self.reservations.adopt(
             attachments.staged(self.attachment), lambda ino: attachments.owns_ino(self.attachment, ino)
         )

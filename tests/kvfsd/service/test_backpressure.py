@@ -24,7 +24,18 @@ from kvfs.errors import (
 from kvfsd.metalog.backlog import LOW_ENTRIES
 from kvfsd.pool.pool import Pool
 from kvfsd.service.service import STOP_DEADLINE_S, Service
-from tests.kvfsd.serving import OTHER, TENANT, TRANSPORTS, Host, Layout, make_pool, reopen_pool, serving
+from tests.kvfsd.serving import (
+    ALL_TRANSPORTS,
+    OTHER,
+    TENANT,
+    TRANSPORTS,
+    Host,
+    Layout,
+    host_of,
+    make_pool,
+    reopen_pool,
+    serving,
+)
 
 DIRECTORY = stat.S_IFDIR | 0o755
 BOUND = limits.METADATA_LOG_BACKLOG_MAX
@@ -36,9 +47,16 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-@pytest.fixture(params=sorted(TRANSPORTS))
-def host(request: pytest.FixtureRequest, service: Service) -> Host:
-    return Host(TRANSPORTS[request.param](service.attach(TENANT)))
+@pytest.fixture(params=ALL_TRANSPORTS)
+async def host(request: pytest.FixtureRequest, service: Service) -> AsyncIterator[Host]:
+    async with host_of(request.param, service) as host:
+        yield host
+
+
+@pytest.fixture
+def near(service: Service) -> Host:
+    """A host half in the same process, for tests of time and of slots."""
+    return Host(TRANSPORTS["codec"](service.attach(TENANT)))
 
 
 @pytest.fixture
@@ -173,66 +191,66 @@ async def test_a_command_that_waits_holds_nothing(service: Service, host: Host, 
 
 
 async def test_more_commands_wait_than_there_are_slots(
-    service: Service, host: Host, stuck: StuckLog, small: int
+    service: Service, near: Host, stuck: StuckLog, small: int
 ) -> None:
-    await fill(service, host, small)
+    await fill(service, near, small)
     async with trio.open_nursery() as nursery:
         for number in range(limits.QUEUE_DEPTH + 50):
-            nursery.start_soon(make(host, b"w%d" % number))
+            nursery.start_soon(make(near, b"w%d" % number))
         await trio.testing.wait_all_tasks_blocked()
-        assert (await host.lookup(b"fill0")).ino, "a lookup does not queue behind them"
+        assert (await near.lookup(b"fill0")).ino, "a lookup does not queue behind them"
         stuck.healed.set()
     for number in range(limits.QUEUE_DEPTH + 50):
-        assert (await host.lookup(b"w%d" % number)).ino
+        assert (await near.lookup(b"w%d" % number)).ino
 
 
 async def test_a_command_that_waits_too_long_fails_and_has_no_effect(
-    service: Service, host: Host, stuck: StuckLog, small: int, autojump_clock: MockClock
+    service: Service, near: Host, stuck: StuckLog, small: int, autojump_clock: MockClock
 ) -> None:
     stuck.error = MediumUnavailableError("medium 0 is away")
-    await fill(service, host, small)
+    await fill(service, near, small)
     started = trio.current_time()
     with pytest.raises(DeadlineExceededError, match="MakeNode"):
-        await make(host, b"late")()  # type: ignore[misc]
+        await make(near, b"late")()  # type: ignore[misc]
     assert trio.current_time() - started == pytest.approx(limits.COMMAND_DEADLINE_MS / 1000)
     assert service.metadata_log.backlog.lag_s >= limits.COMMAND_DEADLINE_MS / 1000
     stuck.healed.set()
     with pytest.raises(NotFoundError):
-        await host.lookup(b"late")
-    await make(host, b"late")()  # type: ignore[misc]
+        await near.lookup(b"late")
+    await make(near, b"late")()  # type: ignore[misc]
 
 
 async def test_on_full_media_removals_go_on_and_the_rest_is_refused(
-    service: Service, host: Host, stuck: StuckLog, small: int, autojump_clock: MockClock
+    service: Service, near: Host, stuck: StuckLog, small: int, autojump_clock: MockClock
 ) -> None:
-    attributes = await host.store(b"file", b"content")
+    attributes = await near.store(b"file", b"content")
     stuck.error = PoolFullError("medium 0 is full")
-    await fill(service, host, small)
+    await fill(service, near, small)
     with pytest.raises(PoolFullError, match="metadata log"):
-        await make(host, b"more")()  # type: ignore[misc]
-    await host.submit(Unlink(1, b"file", False))
+        await make(near, b"more")()  # type: ignore[misc]
+    await near.submit(Unlink(1, b"file", False))
     with pytest.raises(NotFoundError):
-        await host.submit(Lookup(1, b"file"))
+        await near.submit(Lookup(1, b"file"))
     assert service.catalog.inodes.find(service.pool.tenants.show(TENANT).number, attributes.ino) is None
     stuck.healed.set()
     await trio.sleep(1)
-    await make(host, b"more")()  # type: ignore[misc]
+    await make(near, b"more")()  # type: ignore[misc]
 
 
-async def test_detaching_ends_the_wait(service: Service, host: Host, stuck: StuckLog, small: int) -> None:
-    await fill(service, host, small)
+async def test_detaching_ends_the_wait(service: Service, near: Host, stuck: StuckLog, small: int) -> None:
+    await fill(service, near, small)
     refusals: list[KvfsError] = []
 
     async def waits() -> None:
         try:
-            await host.submit(MakeNode(1, b"waits", DIRECTORY, 0, 0, b""))
+            await near.submit(MakeNode(1, b"waits", DIRECTORY, 0, 0, b""))
         except KvfsError as error:
             refusals.append(error)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(waits)
         await trio.testing.wait_all_tasks_blocked()
-        await host.pair.aclose()
+        await near.pair.aclose()
     assert [type(error) for error in refusals] == [ProtocolError]
     stuck.healed.set()
 
