@@ -91,6 +91,8 @@ class Counters:
     """Reads or writes that were tried again after a medium did not answer."""
     metadata_log_waits: int = 0
     """Commands that waited because the metadata log was too far behind."""
+    checkpoint_waits: int = 0
+    """Commands that waited because the catalog's write-ahead log was over its bound."""
     quota_refusals: int = 0
     pool_full_refusals: int = 0
     replayed_completions: int = 0

@@ -5,7 +5,7 @@ compaction      repairs and compacts the metadata log               LogCompactio
 collector       gives garbage in segments back                      when woken, every second
 reaper          releases blocks of large removed objects in batches every REAP_PERIOD_MS
 accesses        writes access times                                 every ACCESSES_PERIOD_MS
-checkpoint      copies the catalog's log into its database          when it is over WAL_SOFT_BYTES
+checkpoint      copies the catalog's log into its database          when it is over WAL_SOFT_BYTES, or commands wait
 quarantine      purges what was kept long enough                    every PURGE_PERIOD_MS
 """
 
@@ -112,10 +112,14 @@ async def write_accesses(service: Service) -> None:
 async def checkpoint(service: Service) -> None:
     """Keep the catalog's write-ahead log short. The copying runs in a worker thread, beside commits."""
     while True:
-        await trio.sleep(CHECKPOINT_PERIOD_MS / 1000)
+        with trio.move_on_after(CHECKPOINT_PERIOD_MS / 1000):
+            await service.wal_bound.wait_wanted()
         due = service.catalog.database.wal.due_checkpoint()
         if due is not None:
-            await service.pool.ports.offload.run(due)
+            try:
+                await service.pool.ports.offload.run(due)
+            finally:
+                service.wal_bound.checkpointed()
 
 
 async def purge_quarantine(service: Service) -> None:

@@ -41,6 +41,7 @@ from kvfsd.service.hidden import HiddenNames
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
 from kvfsd.service.session import Session
 from kvfsd.service.syncgate import SyncGate
+from kvfsd.service.walbound import WalBound
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class Service:
         )
         self.path = self._data_path()
         self.metadata_log = MetadataLog(pool.catalog, log_ports(self.path, pool.sync))
-        self.backpressure = Backpressure(self.metadata_log.backlog, self.metrics)
+        self.wal_bound = WalBound(pool.catalog.database.wal.size_bytes)
+        self.backpressure = Backpressure(self.metadata_log.backlog, self.wal_bound, self.metrics)
         self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
         self.hidden = HiddenNames(self)
         self._gate = SyncGate(self._sync_now)
