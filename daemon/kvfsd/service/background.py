@@ -114,12 +114,13 @@ async def checkpoint(service: Service) -> None:
     while True:
         with trio.move_on_after(CHECKPOINT_PERIOD_MS / 1000):
             await service.wal_bound.wait_wanted()
+        service.wal_bound.begin()
         due = service.catalog.database.wal.due_checkpoint()
-        if due is not None:
-            try:
+        try:
+            if due is not None:
                 await service.pool.ports.offload.run(due)
-            finally:
-                service.wal_bound.checkpointed()
+        finally:
+            service.wal_bound.checkpointed()
 
 
 async def purge_quarantine(service: Service) -> None:

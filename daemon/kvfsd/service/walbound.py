@@ -31,7 +31,7 @@ class WalBound:
         self._size_bytes = size_bytes
         self._limit_bytes = wal.WAL_HARD_BYTES
         self._asked = 0
-        self._held = False
+        self._held = self._served = False
         self._wanted = trio.Event()
 
     def is_over(self) -> bool:
@@ -49,10 +49,15 @@ class WalBound:
         await self._wanted.wait()
         self._wanted = trio.Event()
 
+    def begin(self) -> None:
+        """A checkpoint begins; one that began before commands waited is not the one they wait for."""
+        self._served = self._held
+
     def checkpointed(self) -> None:
-        """A checkpoint has ended, well or not."""
+        """It has ended, well or not."""
+        if not self._served:
+            return
         left = self._size_bytes()
         self._limit_bytes = wal.WAL_HARD_BYTES if left < wal.WAL_HARD_BYTES else left + wal.WAL_HARD_BYTES
-        if self._held:
-            self._held = False
-            self.on_progress()
+        self._held = False
+        self.on_progress()

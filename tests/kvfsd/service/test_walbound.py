@@ -72,11 +72,15 @@ async def test_a_checkpoint_that_failed_ends_the_wait_too() -> None:
     with trio.fail_after(1):
         await bound.wait_wanted()
     bound.checkpointed()
+    assert bound.is_over(), "that one had begun before"
+    bound.begin()
+    bound.checkpointed()
     assert wakes == [1]
     assert not any(bound.is_over() for _ in range(2 * ASK_EVERY)), "it is as large, but nothing was added"
     size += wal.WAL_HARD_BYTES
     assert any(bound.is_over() for _ in range(ASK_EVERY))
     size = 0
+    bound.begin()
     bound.checkpointed()
     size = wal.WAL_HARD_BYTES
     assert any(bound.is_over() for _ in range(ASK_EVERY))
