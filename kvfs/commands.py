@@ -203,9 +203,21 @@ class ReleaseUnlinked(_Command, frozen=True):
 
 
 class OpenObject(_Command, frozen=True):
-    """A reader opens `ino`: note the access -> Attributes. NOT_FOUND if it was quarantined or removed."""
+    """`ino` is opened: note the access of a reader -> Attributes. NOT_FOUND if it was quarantined or removed.
+
+    `serial` is the mount's number of its open inode; until CloseObject ends it the object is not evicted. 0: none.
+    """
 
     ino: int
+    serial: int = 0
+    reading: bool = True
+
+
+class CloseObject(_Command, frozen=True):
+    """The mount has closed its open inode `serial` of `ino` -> Done. Unknown ones are no error."""
+
+    ino: int
+    serial: int
 
 
 class ReadBlock(_Command, frozen=True):
@@ -258,6 +270,8 @@ class Commit(_Command, frozen=True):
     ctime_ns: int
     xattrs: tuple[tuple[bytes, bytes], ...]
     keep_open: bool
+    serial: int = 0
+    """The open inode it belongs to, as in OpenObject; it stays open."""
 
 
 class Discard(_Command, frozen=True):
@@ -290,6 +304,7 @@ Command: TypeAlias = (
     | Link
     | ReleaseUnlinked
     | OpenObject
+    | CloseObject
     | ReadBlock
     | WriteBlock
     | Commit
@@ -302,7 +317,7 @@ MUTATING: frozenset[type] = frozenset(
 )
 """Commands whose completion is stored together with their effect and replayed when they come again.
 
-The others are idempotent by themselves: reads, WriteBlock (replaces), Discard, ReleaseUnlinked, Sync, and
+The others are idempotent by themselves: reads, WriteBlock (replaces), Discard, ReleaseUnlinked, CloseObject, Sync, and
 AllocateIno, whose repetition costs a number.
 """
 

@@ -75,3 +75,13 @@ METADATA_LOG_BACKLOG_MAX: Final = 4_096
 In one process 11,000 a second were queued without a pause: 0.4 s, and 14 ms to write them (measured, 2 cores)."""
 METADATA_LOG_BACKLOG_MAX_BYTES: Final = 8 * MIB
 """The same in bytes: eight records of the log, which a medium of 50 MB/s writes in 0.2 s."""
+
+TENANT_HIGH_PERCENT: Final = 98
+TENANT_LOW_PERCENT: Final = 95
+"""Watermarks of a tenant's quota, unless `tenant set` says otherwise: above the high one the oldest objects go until
+the low one is reached, ahead of need."""
+POOL_HIGH_PERCENT: Final = 95
+POOL_LOW_PERCENT: Final = 90
+"""The same of a pool's bytes; the room between keeps the collector of segments from copying much for little."""
+PIN_SHARE_PERCENT: Final = 50
+"""Share of a tenant's quota (of the pool, without one) that pinned objects may take: the rest stays a cache."""

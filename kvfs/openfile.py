@@ -110,6 +110,8 @@ class OpenFile:
     published: bool = True
     unlinked: bool = False
     """No name is left: nothing of it will be committed."""
+    serial: int = 0
+    """The mount's number of the open inode it belongs to (`kvfs.commands.OpenObject`); 0 = nobody has it open."""
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     """Extended attributes of a file that is not published yet."""
 
@@ -283,6 +285,7 @@ class OpenFile:
             ctime_ns=self.ctime_ns,
             xattrs=tuple(self.xattrs.items()),
             keep_open=False,
+            serial=self.serial,
         )
 
     def note_commit(self, command: Commit, attributes: Attributes) -> None:

@@ -93,7 +93,15 @@ class Counters:
     """Commands that waited because the metadata log was too far behind."""
     checkpoint_waits: int = 0
     """Commands that waited because the catalog's write-ahead log was over its bound."""
+    evicted_objects: int = 0
+    """Objects that went to make room, and what was charged for them."""
+    evicted_bytes: int = 0
+    expired_objects: int = 0
+    """Objects whose time (`user.kvfs.ttl`) was over."""
+    pins_refused: int = 0
+    """New objects that a directory's default would have pinned, and the share for pins had no room."""
     quota_refusals: int = 0
+    """Times that something did not fit a quota at once; with eviction most of these end well."""
     pool_full_refusals: int = 0
     replayed_completions: int = 0
     """Mutating commands that came again and got their stored completion."""

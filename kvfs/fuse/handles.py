@@ -6,6 +6,7 @@ lookup counts either.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ class OpenInode:
     handles: int = 0
     cached_handles: int = 0
     """Handles that read through the kernel's page cache."""
+    serial: int = 0
+    """Its number in OpenObject and CloseObject: another one each time that the object is opened anew."""
+    told: bool = False
+    """The daemon was told that it is open."""
     unlinked: bool = False
     """The daemon keeps the object only because this mount has it open."""
     failed: OpenFile | None = None
@@ -106,6 +111,7 @@ class OpenTable:
         self._handles: dict[int, Handle | DirectoryHandle] = {}
         self._next_handle = 1
         self._inodes: dict[int, OpenInode] = {}
+        self._serials = itertools.count(1)
         self._removals: dict[int, trio.Event] = {}
 
     def __len__(self) -> int:
@@ -138,7 +144,7 @@ class OpenTable:
         """As `acquire`, for an object that nobody can be removing."""
         inode = self._inodes.get(ino)
         if inode is None:
-            inode = self._inodes[ino] = OpenInode(ino)
+            inode = self._inodes[ino] = OpenInode(ino, serial=next(self._serials))
         inode.handles += 1
         return inode
 

@@ -41,6 +41,7 @@ class OpenHandlers:
         file = await self.new_file(parent_inode, name, mode, ctx)
         inode = state.table.acquire_now(file.ino)
         inode.file = file
+        file.serial, inode.told = inode.serial, True  # its commits tell it
         try:
             info = self._handle(inode, flags, keep_cache=False)
         except KvfsError as error:
@@ -125,7 +126,8 @@ class OpenHandlers:
             state.hints.forget(inode.ino)
             return False
         reader = flags & os.O_ACCMODE == os.O_RDONLY
-        attributes = await state.found(OpenObject(ino=inode.ino) if reader else GetAttributes(ino=inode.ino))
+        inode.told = True
+        attributes = await state.found(OpenObject(ino=inode.ino, serial=inode.serial, reading=reader))
         if inode.staged is not None:  # a writer began meanwhile
             state.hints.forget(inode.ino)
             return False

@@ -14,6 +14,7 @@ from pyfuse3 import EntryAttributes, RequestContext
 from kvfs.blockreads import BlockReads
 from kvfs.commands import (
     Attributes,
+    CloseObject,
     Command,
     Found,
     GetAttributes,
@@ -181,6 +182,8 @@ class MountState:
                 inode.handles -= 1
         if inode.handles == 0:
             self.table.forget(inode)
+            if inode.told:
+                await self._last_rites(CloseObject(ino=inode.ino, serial=inode.serial))
             if inode.unlinked:
                 self.reads.drop(inode.ino)
                 await self._last_rites(ReleaseUnlinked(ino=inode.ino))
@@ -203,7 +206,7 @@ class MountState:
         try:
             await self.queue_pair.submit(command)
         except KvfsError as error:
-            log.warning("freeing an unlinked object failed: %s", error.status.name)
+            log.warning("telling that an object is closed failed: %s", error.status.name)
 
     def lose_staged(self) -> None:
         """The daemon lost what was not committed: every file that counts on it is never published."""

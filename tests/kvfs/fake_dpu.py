@@ -228,7 +228,8 @@ class _DataCommands(_Objects):
 
     def _OpenObject(self, command: c.OpenObject) -> c.Result:
         node = self._node(command.ino)
-        node.atime_ns = time.time_ns()
+        if command.reading:
+            node.atime_ns = time.time_ns()
         return c.Found(node.attributes())
 
 
@@ -292,6 +293,9 @@ class _LookupCommands(_Objects):
 
 class _NameCommands(_Objects):
     """Names and attributes."""
+
+    def _CloseObject(self, command: c.CloseObject) -> c.Result:
+        return c.Done()
 
     def _AllocateIno(self, command: c.AllocateIno) -> c.Result:
         ino = next(self._inos)

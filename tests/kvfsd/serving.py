@@ -32,6 +32,7 @@ from kvfsd.crypto.kek import RawKeyFile
 from kvfsd.pool.pool import Pool
 from kvfsd.pool.poolmaking import PoolPlan, create_pool
 from kvfsd.pool.poolmedia import MediaDriver, MediumSpec
+from kvfsd.pool.tenants import TenantChange
 from kvfsd.ports import InlineOffload, Ports, SystemRandomness
 from kvfsd.server.server import Server, ServerOptions
 from kvfsd.service.inprocess import CodecQueuePair, InProcessQueuePair
@@ -75,6 +76,9 @@ class Layout:
     replicas: int = 1
     quota_bytes: int = 0
     quota_objects: int = 0
+    eviction: bool = True
+    watermarks: tuple[int, int] = (100, 100)
+    """High and low percentage of both tenants: by default nothing goes ahead of need."""
 
 
 async def make_pool(
@@ -89,6 +93,9 @@ async def make_pool(
     pool = await create_pool(tmp_path / "pool", plan, source, ports=the_ports or ports(), driver=driver)
     pool.tenants.create(TENANT, quota_bytes=layout.quota_bytes, quota_objects=layout.quota_objects)
     pool.tenants.create(OTHER)
+    high, low = layout.watermarks
+    for name in (TENANT, OTHER):
+        pool.tenants.change(name, TenantChange(high_percent=high, low_percent=low, eviction=layout.eviction))
     return pool
 
 
@@ -160,6 +167,7 @@ class Host:
     def __init__(self, pair: QueuePair) -> None:
         self.pair = pair
         self.submit = pair.submit
+        self.now_ns: Callable[[], int] = lambda: 3
 
     async def allocate(self) -> int:
         result = (await self.submit(AllocateIno())).result
@@ -183,7 +191,7 @@ class Host:
             gid=1000,
             atime_ns=1,
             mtime_ns=2,
-            ctime_ns=3,
+            ctime_ns=self.now_ns(),
             xattrs=(),
             keep_open=keep_open,
         )

@@ -62,7 +62,7 @@ def fill(root: Path, size: int, limit: int = 400) -> tuple[int, int]:
 
 
 def test_byte_quota_is_hard_and_exact(make_pool: MakePool, mounted: Mounted) -> None:
-    mount = make_pool().mount("engine", "quota=8M")
+    mount = make_pool().mount("engine", "quota=8M,eviction=off")
     root = mounted(mount)
     stored, code = fill(root, MIB)
     assert (stored, code) == (8, errno.EDQUOT)
@@ -84,7 +84,7 @@ def test_byte_quota_is_hard_and_exact(make_pool: MakePool, mounted: Mounted) -> 
 
 
 def test_object_quota_is_hard_and_exact(make_pool: MakePool, mounted: Mounted) -> None:
-    root = mounted(make_pool().mount("engine", "quota_objects=10"))
+    root = mounted(make_pool().mount("engine", "quota_objects=10,eviction=off"))
     for number in range(10):
         (root / f"{number}").write_bytes(b"x")
     expect_errno(errno.EDQUOT, os.mkdir, root / "d")
@@ -98,7 +98,7 @@ def test_object_quota_is_hard_and_exact(make_pool: MakePool, mounted: Mounted) -
 
 
 def test_full_pool_is_enospc_and_everything_else_goes_on(make_pool: MakePool, mounted: Mounted) -> None:
-    mount = make_pool("--size", "64M").mount("engine")
+    mount = make_pool("--size", "64M").mount("engine", "eviction=off")
     root = mounted(mount)
     stored, code = fill(root, 2 * MIB)
     assert code == errno.ENOSPC
@@ -116,7 +116,7 @@ def test_full_pool_is_enospc_and_everything_else_goes_on(make_pool: MakePool, mo
 
 
 def test_store_that_failed_for_space_leaves_the_old_version(make_pool: MakePool, mounted: Mounted) -> None:
-    root = mounted(make_pool().mount("engine", "quota=4M"))
+    root = mounted(make_pool().mount("engine", "quota=4M,eviction=off"))
     store_by_rename(root / "f", b"o" * MIB)
     code, _ = outcome((root / "f").write_bytes, b"n" * 6 * MIB)
     assert code == errno.EDQUOT

@@ -24,6 +24,7 @@ from kvfsd.media.memory import MemoryMedium
 from kvfsd.pool.pool import CATALOG_NAME, Pool
 from kvfsd.pool.poolmaking import PoolPlan, create_pool
 from kvfsd.pool.poolmedia import MediumSpec
+from kvfsd.pool.tenants import TenantChange
 from kvfsd.ports import InlineOffload, Ports
 from kvfsd.service.service import ServiceOptions
 from tests.sim.trace import CatalogSynced, MediaFlushed, MediaTrim, MediaWrite, Trace
@@ -271,6 +272,7 @@ class Ground:
         pool = await create_pool(self.pool_directory, plan, source, ports=self.ports, driver=self.driver)
         for name in TENANTS:
             pool.tenants.create(name)
+            pool.tenants.change(name, TenantChange(eviction=False))  # the model knows of no block that goes by itself
         await pool.aclose()
 
     async def open(self) -> Pool:

@@ -120,7 +120,10 @@ def _read(directory: str, kek: KekOptions, name: str = "") -> list[dict[str, Any
 @app.command(
     "set",
     cls=program.Command,
-    epilog=program.examples("kvfsctl tenant set /var/lib/kvfs/pool blue --quota 400G --quota-objects 0"),
+    epilog=program.examples(
+        "kvfsctl tenant set /var/lib/kvfs/pool blue --quota 400G --quota-objects 0",
+        "kvfsctl tenant set /var/lib/kvfs/pool blue --min-bytes 100G --high 97 --low 90",
+    ),
 )
 def set_(
     directory: PoolDirectory,
@@ -128,18 +131,45 @@ def set_(
     *,
     quota: Quota = "",
     quota_objects: QuotaObjects = None,
+    min_bytes: Annotated[
+        str, typer.Option("--min-bytes", metavar="SIZE", help="What other tenants' needs leave it; 0 = nothing.")
+    ] = "",
+    high_percent: Annotated[
+        int | None,
+        typer.Option("--high", metavar="PERCENT", help="Of its quota: above this, the oldest objects go; 100 = never."),
+    ] = None,
+    low_percent: Annotated[
+        int | None, typer.Option("--low", metavar="PERCENT", help="Of its quota: down to this, ahead of need.")
+    ] = None,
+    eviction: Annotated[
+        str, typer.Option("--eviction", metavar="on|off", help="off: nothing is evicted, at its quota it gets EDQUOT.")
+    ] = "",
     kek: Kek = "",
     passphrase_file: PassphraseFile = "",
     credential: CredentialName = "",
     json: Json = False,
 ) -> None:
-    """Change quotas. What is over a new quota stays; it only cannot grow."""
-    if not quota and quota_objects is None:
-        raise program.usage_error("nothing to set; give --quota or --quota-objects")
-    quota_bytes = parse_size_bytes(quota, "--quota") if quota else None
-    params = {"name": name, "quota_bytes": quota_bytes, "quota_objects": quota_objects}
-    changed = _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_set", **params)
+    """Change quotas and what is evicted. What is over a new quota stays until it is evicted; it only cannot grow."""
+    params = {
+        "quota_bytes": parse_size_bytes(quota, "--quota") if quota else None,
+        "quota_objects": quota_objects,
+        "min_bytes": parse_size_bytes(min_bytes, "--min-bytes") if min_bytes else None,
+        "high_percent": high_percent,
+        "low_percent": low_percent,
+        "eviction": _switch(eviction),
+    }
+    if all(value is None for value in params.values()):
+        raise program.usage_error("nothing to set; give --quota, --quota-objects, --min-bytes, --eviction ...")
+    key = KekOptions(kek, passphrase_file, credential)
+    changed = _administer(directory, key, "tenant_set", name=name, **params)
     _print([changed], changed, json=json)
+
+
+def _switch(text: str) -> bool | None:
+    """What `on`, `off` or nothing at all says."""
+    if text not in ("", "on", "off"):
+        raise program.usage_error(f"--eviction {text}: want on or off")
+    return text == "on" if text else None
 
 
 @app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant delete /var/lib/kvfs/pool blue --force"))

@@ -14,7 +14,7 @@ from kvfsd.admin.admin import Method, Methods
 from kvfsd.catalog.rows import QuarantineRow
 from kvfsd.metrics import Metrics
 from kvfsd.pool.pool import Pool
-from kvfsd.pool.tenants import Tenant
+from kvfsd.pool.tenants import Tenant, TenantChange
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
 
 QUARANTINE_LISTED_MAX = 1024
@@ -37,11 +37,15 @@ class TenantCreate(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TenantSet(msgspec.Struct, forbid_unknown_fields=True):
-    """New quotas; null leaves one as it is."""
+    """New quotas and rules of eviction (`kvfsd.pool.tenants.TenantChange`); null leaves one as it is."""
 
     name: str
     quota_bytes: int | None = None
     quota_objects: int | None = None
+    min_bytes: int | None = None
+    high_percent: int | None = None
+    low_percent: int | None = None
+    eviction: bool | None = None
 
 
 class TenantDelete(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,7 +85,7 @@ class PoolAdmin:
         methods.add("tenant_list", Method("All tenants with quota and use.", self.tenant_list))
         methods.add("tenant_show", Method("One tenant.", self.tenant_show, TenantName))
         methods.add("tenant_create", Method("Make a tenant.", self.tenant_create, TenantCreate))
-        methods.add("tenant_set", Method("Change quotas.", self.tenant_set, TenantSet))
+        methods.add("tenant_set", Method("Change quotas and rules of eviction.", self.tenant_set, TenantSet))
         methods.add("tenant_delete", Method("Delete a tenant.", self.tenant_delete, TenantDelete))
         methods.add("quarantine_list", Method("What was put aside.", self.quarantine_list, TenantName))
         methods.add("quarantine_restore", Method("Give it back.", self.quarantine_restore, QuarantineObject))
@@ -108,10 +112,9 @@ class PoolAdmin:
         return tenant_value(created)
 
     async def tenant_set(self, params: TenantSet) -> dict[str, Any]:
-        """New quotas; NotFoundError, InvalidArgumentError."""
-        changed = self._pool.tenants.set(
-            params.name, quota_bytes=params.quota_bytes, quota_objects=params.quota_objects
-        )
+        """New quotas and rules of eviction; NotFoundError, InvalidArgumentError."""
+        asked = {name: getattr(params, name) for name in TenantChange.__slots__}
+        changed = self._pool.tenants.change(params.name, TenantChange(**asked))
         await self._pool.sync()
         return tenant_value(changed)
 

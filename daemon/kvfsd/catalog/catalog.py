@@ -17,6 +17,7 @@ from kvfsd.catalog.publication import Publisher
 from kvfsd.catalog.purge import Purge
 from kvfsd.catalog.quarantine_rows import QuarantineRows
 from kvfsd.catalog.renames import Renames
+from kvfsd.catalog.retention_rows import RetentionRows
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.catalog.tenants import Tenants
 from kvfsd.catalog.xattrs import Xattrs
@@ -38,6 +39,7 @@ class Catalog:
     publisher: Publisher
     attachments: Attachments
     quarantine: QuarantineRows
+    retention: RetentionRows
     media: MediaRows
     log_rows: LogRows
     purge: Purge
@@ -75,6 +77,7 @@ class Catalog:
             publisher=Publisher(database, namespace, inodes, blocks),
             attachments=Attachments(database, blocks, inodes, doomed),
             quarantine=QuarantineRows(database, namespace, inodes),
+            retention=RetentionRows(database, inodes, namespace),
             media=MediaRows(database),
             log_rows=log_rows,
             purge=Purge(database, inodes, tenants, segments, log_rows),

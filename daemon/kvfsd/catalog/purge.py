@@ -40,7 +40,7 @@ class Purge:
         if self._records("block", "ino, block", tenant) or self._records("log_record", "generation", tenant):
             return True
         self._log_rows.discard(tenant)
-        for table in ("doomed", "log_state", "key_slot"):
+        for table in ("doomed", "log_state", "key_slot", "tenant_policy"):
             self._database.run(f"DELETE FROM {table} WHERE tenant=?", (tenant,))
         self._tenants.forget(tenant)
         return False

@@ -48,6 +48,9 @@ CREATE TABLE tenant(
     tenant INTEGER PRIMARY KEY, sealed_name BLOB NOT NULL, quota_bytes INT NOT NULL, quota_objects INT NOT NULL,
     used_bytes INT NOT NULL, used_objects INT NOT NULL, root_ino INT NOT NULL, state INT NOT NULL,
     created_ns INT NOT NULL);
+CREATE TABLE tenant_policy(
+    tenant INTEGER PRIMARY KEY, min_bytes INT NOT NULL, high_percent INT NOT NULL, low_percent INT NOT NULL,
+    eviction INT NOT NULL);
 CREATE TABLE key_slot(
     tenant INT NOT NULL, epoch INT NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY(tenant, epoch)) WITHOUT ROWID;
 
@@ -56,9 +59,16 @@ CREATE TABLE inode(
     gid INT NOT NULL, rdev INT NOT NULL, size INT NOT NULL, stored_bytes INT NOT NULL, atime_ns INT NOT NULL,
     mtime_ns INT NOT NULL, ctime_ns INT NOT NULL, generation INT NOT NULL, parent INT NOT NULL, flags INT NOT NULL,
     target BLOB NOT NULL);
+CREATE INDEX inode_use ON inode(tenant, ((flags >> 8) + 128) & 255, max(atime_ns, ctime_ns))
+    WHERE (mode & 0xF000) = 0x8000 AND nlink BETWEEN 1 AND 64 AND (flags & 3) = 0;
+CREATE INDEX inode_expiry ON inode(flags >> 16)
+    WHERE (mode & 0xF000) = 0x8000 AND nlink > 0 AND (flags & 1) = 0 AND flags >= 65536;
+CREATE INDEX inode_pinned ON inode(tenant, stored_bytes) WHERE (mode & 0xF000) = 0x8000 AND (flags & 2) = 2;
+CREATE INDEX inode_settings ON inode(tenant, flags) WHERE (mode & 0xF000) = 0x4000 AND flags > 1;
 CREATE TABLE dirent(
     tenant INT NOT NULL, parent INT NOT NULL, cookie INT NOT NULL, sealed_name BLOB NOT NULL, ino INT NOT NULL,
     PRIMARY KEY(tenant, parent, cookie, sealed_name)) WITHOUT ROWID;
+CREATE INDEX dirent_of_object ON dirent(ino);
 CREATE TABLE xattr(
     tenant INT NOT NULL, ino INT NOT NULL, sealed_name BLOB NOT NULL, sealed_value BLOB NOT NULL,
     PRIMARY KEY(tenant, ino, sealed_name)) WITHOUT ROWID;
@@ -105,6 +115,9 @@ CREATE TABLE log_state(
 """Statements that make an empty catalog.
 
 * dirent: the cookie (`rows.cookie_of`) is in the key, so one B-tree serves lookups and resumable listings.
+* inode_use: what may be evicted, oldest use first (`retention_flags`); inode_expiry: what ends by itself. Indexes, so
+  that they cannot disagree with the rows; their conditions stand word for word in the queries of `retention_rows`.
+* dirent_of_object: the names of an object, so that an eviction takes them all.
 * block: `locations` are 10 bytes per replica; the indexes find the blocks of a segment and, being indexes, cannot
   disagree with the rows. Those of replicas 2 to 4 are empty in a pool without replicas.
 * doomed: large objects that are gone already, whose blocks are being released in batches.

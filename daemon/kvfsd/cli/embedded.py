@@ -31,6 +31,7 @@ from kvfsd.cli.privatepool import ensure_private_pool
 from kvfsd.cli.request import MountRequest
 from kvfsd.metrics import prometheus_text
 from kvfsd.pool.pool import Pool
+from kvfsd.pool.tenants import TenantChange
 from kvfsd.service.inprocess import InProcessQueuePair
 from kvfsd.service.service import Service
 
@@ -151,5 +152,8 @@ def _busy(directory: Path, error: PoolBusyError) -> PoolBusyError:
 
 
 def _apply_quota(pool: Pool, tenant: str, options: MountOptions) -> None:
-    if options.quota_bytes is not None or options.quota_objects is not None:
-        pool.tenants.set(tenant, quota_bytes=options.quota_bytes, quota_objects=options.quota_objects)
+    change = TenantChange(
+        quota_bytes=options.quota_bytes, quota_objects=options.quota_objects, eviction=options.eviction
+    )
+    if change != TenantChange():
+        pool.tenants.change(tenant, change)

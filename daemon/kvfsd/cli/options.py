@@ -46,6 +46,8 @@ class MountOptions:
     quota_bytes: int | None = None
     """New hard quota of the tenant; None leaves it."""
     quota_objects: int | None = None
+    eviction: bool | None = None
+    """Whether the tenant's objects make room at its quota and in a full pool; None leaves it."""
     kernel: tuple[str, ...] = ()
     """Options that the kernel itself carries out, passed on as they are."""
 
@@ -90,6 +92,12 @@ def _count(name: str, value: str | None) -> int:
     return int(text)
 
 
+def _switch(name: str, value: str | None) -> bool:
+    if value not in ("on", "off"):
+        raise ConfigError(f"mount option {name}: want {name}=on or {name}=off")
+    return value == "on"
+
+
 def _verify_limit(name: str, value: str | None) -> int:
     size = _size(name, value)
     if size > limits.READ_CACHE_MAX_BYTES:
@@ -106,6 +114,7 @@ _OURS: Final[dict[str, tuple[str, Callable[[str, str | None], Any]]]] = {
     "verify_at_open_max": ("verify_at_open_max_bytes", _verify_limit),
     "quota": ("quota_bytes", _size),
     "quota_objects": ("quota_objects", _count),
+    "eviction": ("eviction", _switch),
 }
 """Option -> the field of MountOptions it sets, and how its value is read."""
 

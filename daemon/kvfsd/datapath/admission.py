@@ -69,6 +69,13 @@ class Admission:
                 self._metrics.counters.quota_refusals += 1
                 raise QuotaExceededError(f"tenant {tenant}: {wanted} objects are over its quota of {row.quota_objects}")
 
+    def shortfall(self, tenant: int, more_bytes: int, more_objects: int) -> tuple[int, int]:
+        """By how many bytes and objects so many more would exceed the quota; 0 where there is room or no quota."""
+        row = self._tenants.get(tenant)
+        over_bytes = row.used_bytes + self._bytes.get(tenant, 0) + more_bytes - row.quota_bytes
+        over_objects = row.used_objects + self._objects.get(tenant, 0) + more_objects - row.quota_objects
+        return max(0, over_bytes) if row.quota_bytes else 0, max(0, over_objects) if row.quota_objects else 0
+
     def reserve_object(self, reservation: Reservation) -> None:
         """Count the object itself, which is not in the catalog yet. Raises QuotaExceededError."""
         if reservation.counts_object:

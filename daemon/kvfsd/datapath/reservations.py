@@ -34,6 +34,10 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, ino: int) -> bool:
+        """Whether the object is being written by this attachment."""
+        return ino in self._held
+
     def is_fresh(self, ino: int) -> bool:
         """Whether `ino` was allocated here and is neither published nor released."""
         return ino in self._fresh or self._may_revive(ino)

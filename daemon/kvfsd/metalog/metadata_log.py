@@ -18,6 +18,7 @@ from kvfs import limits
 from kvfs.errors import KvfsError
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.log_rows import LogRecord
+from kvfsd.catalog.retention_rows import TenantPolicy
 from kvfsd.catalog.rows import Location
 from kvfsd.catalog.schema import META_SYSTEM_VERSION, META_SYSTEM_WRITTEN
 from kvfsd.metalog.backlog import Backlog
@@ -263,6 +264,7 @@ def system_tenants(catalog: Catalog) -> list[SystemTenant]:
     tenants = [SystemTenant(SYSTEM_TENANT, b"", 0, 0, 0, 0, 0, own_slots)]
     for row in catalog.tenants.all():
         slots = [(slot.epoch, slot.wrapped) for slot in catalog.tenants.slots(row.tenant)]
+        policy = catalog.retention.policy(row.tenant)
         tenants.append(
             SystemTenant(
                 tenant=row.tenant,
@@ -273,6 +275,7 @@ def system_tenants(catalog: Catalog) -> list[SystemTenant]:
                 state=row.state,
                 created_ns=row.created_ns,
                 slots=slots,
+                policy=[] if policy == TenantPolicy() else list(policy),
             )
         )
     return tenants

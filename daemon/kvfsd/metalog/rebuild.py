@@ -19,6 +19,7 @@ from kvfsd.catalog.check import Problem, check
 from kvfsd.catalog.log_rows import LogRecord, LogState
 from kvfsd.catalog.reconcile import Reconcile
 from kvfsd.catalog.replay import FoundRecord, Replay
+from kvfsd.catalog.retention_rows import TenantPolicy
 from kvfsd.catalog.rows import KeySlotRow, Location, SegmentRow, TenantRow
 from kvfsd.catalog.schema import META_NEXT_TENANT, TenantState
 from kvfsd.ondisk.metalog import (
@@ -138,6 +139,8 @@ class _Rebuild:
             for tenant in tenants:
                 if tenant.tenant != SYSTEM_TENANT and tenant.state == TenantState.ACTIVE:
                     self._catalog.tenants.restore(_tenant_row(tenant))
+                    if tenant.policy:
+                        self._catalog.retention.set_policy(tenant.tenant, TenantPolicy.of(tenant.policy))
                     self.report.tenants += 1
             self._catalog.database.set_meta(META_NEXT_TENANT, highest + 1)
 

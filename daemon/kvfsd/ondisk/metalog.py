@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -162,7 +162,10 @@ class Batch(NamedTuple):
 
 
 class SystemTenant(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A tenant as system records have it: `slots` are (epoch, wrapped key) pairs."""
+    """A tenant as system records have it: `slots` are (epoch, wrapped key) pairs.
+
+    `policy` are the numbers of `catalog.retention_rows.TenantPolicy`; empty, and then not written at all: the default.
+    """
 
     tenant: int
     sealed_name: bytes
@@ -172,6 +175,7 @@ class SystemTenant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     state: int
     created_ns: int
     slots: list[tuple[int, bytes]]
+    policy: list[int] = []
 
 
 class SystemPart(NamedTuple):
@@ -271,7 +275,7 @@ def encode_system(snapshot: int, tenants: Iterable[SystemTenant]) -> list[bytes]
     groups: list[list[SystemTenant]] = [[]]
     used = HEADER_BYTES + 5
     for tenant in tenants:
-        encoded = len(_encoder.encode(tenant))
+        encoded = len(_encoder.encode(_system_fields(tenant)))
         if used + encoded > BATCH_MAX_BYTES:
             groups.append([])
             used = HEADER_BYTES + 5
@@ -282,9 +286,15 @@ def encode_system(snapshot: int, tenants: Iterable[SystemTenant]) -> list[bytes]
             f"system snapshot: {len(groups)} parts, or one tenant of over {BATCH_MAX_BYTES} bytes"
         )
     return [
-        _HEADER.pack(SYSTEM_MAGIC, VERSION, 0, len(groups), part, snapshot) + _encoder.encode(group)
+        _HEADER.pack(SYSTEM_MAGIC, VERSION, 0, len(groups), part, snapshot)
+        + _encoder.encode([_system_fields(tenant) for tenant in group])
         for part, group in enumerate(groups)
     ]
+
+
+def _system_fields(tenant: SystemTenant) -> tuple[Any, ...]:
+    fields = msgspec.structs.astuple(tenant)
+    return fields if tenant.policy else fields[:-1]
 
 
 def decode_system(payload: bytes | memoryview, where: str) -> SystemPart:

@@ -18,6 +18,7 @@ from kvfs.errors import (
     NotPermittedError,
 )
 from kvfsd.catalog.catalog import Catalog
+from kvfsd.catalog.retention_rows import TenantPolicy
 from kvfsd.catalog.rows import InodeRow, TenantRow
 from kvfsd.catalog.schema import TenantState
 from kvfsd.crypto.keys import SYSTEM_TENANT, KeyRing
@@ -33,7 +34,10 @@ QUOTA_MAX: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant as people see it. Quotas of 0 mean no bound of its own; `created_ns` is nanoseconds since the epoch."""
+    """A tenant as people see it. Quotas of 0 mean no bound of its own; `created_ns` is nanoseconds since the epoch.
+
+    `min_bytes`, watermarks and `eviction`: see `kvfsd.catalog.retention_rows.TenantPolicy`.
+    """
 
     number: int
     name: str
@@ -43,6 +47,22 @@ class Tenant:
     used_objects: int
     root_ino: int
     created_ns: int
+    min_bytes: int
+    high_percent: int
+    low_percent: int
+    eviction: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantChange:
+    """What `TenantRegistry.set` changes; None leaves it as it is. Quotas and minimum in bytes and objects."""
+
+    quota_bytes: int | None = None
+    quota_objects: int | None = None
+    min_bytes: int | None = None
+    high_percent: int | None = None
+    low_percent: int | None = None
+    eviction: bool | None = None
 
 
 class TenantRegistry:
@@ -110,14 +130,30 @@ class TenantRegistry:
         return Access()
 
     def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
-        """New hard quotas, None leaves one as it is. Use above a new quota stays, growth is refused; NotFoundError."""
+        """New hard quotas, None leaves one as it is; see `change`."""
+        return self.change(name, TenantChange(quota_bytes=quota_bytes, quota_objects=quota_objects))
+
+    def change(self, name: str, change: TenantChange) -> Tenant:
+        """New quotas and rules of eviction. Use above a new quota stays until it is evicted, growth makes room first.
+
+        Raises NotFoundError, and InvalidArgumentError if a quota, a watermark or the minimum is out of bounds.
+        """
         self._check_writable()
         row = self._get(name)
-        new_bytes = row.quota_bytes if quota_bytes is None else quota_bytes
-        new_objects = row.quota_objects if quota_objects is None else quota_objects
+        new_bytes = row.quota_bytes if change.quota_bytes is None else change.quota_bytes
+        new_objects = row.quota_objects if change.quota_objects is None else change.quota_objects
         _check_quota(new_bytes, new_objects)
+        before = self._catalog.retention.policy(row.tenant)
+        policy = _changed_policy(before, change)
+        policy.check()
+        if policy.min_bytes and new_bytes and policy.min_bytes > new_bytes:
+            raise InvalidArgumentError(
+                f"tenant {name}: a guaranteed minimum of {policy.min_bytes} bytes is over its quota of {new_bytes}"
+            )
         with self._catalog.transaction():
             self._catalog.tenants.set_quota(row.tenant, new_bytes, new_objects)
+            if policy != before:
+                self._catalog.retention.set_policy(row.tenant, policy)
         return self.show(name)
 
     def delete(self, name: str, *, force: bool = False) -> None:
@@ -163,6 +199,7 @@ class TenantRegistry:
             name = self._ring.names(SYSTEM_TENANT).open_name(NAMES_PARENT, row.sealed_name).decode("ascii", "replace")
         except FormatError:
             name = f"#{row.tenant}"
+        policy = self._catalog.retention.policy(row.tenant)
         return Tenant(
             number=row.tenant,
             name=name,
@@ -172,11 +209,20 @@ class TenantRegistry:
             used_objects=row.used_objects,
             root_ino=row.root_ino,
             created_ns=row.created_ns,
+            min_bytes=policy.min_bytes,
+            high_percent=policy.high_percent,
+            low_percent=policy.low_percent,
+            eviction=bool(policy.eviction),
         )
 
     def _check_writable(self) -> None:
         if self._read_only:
             raise NotPermittedError("the pool is open read-only")
+
+
+def _changed_policy(before: TenantPolicy, change: TenantChange) -> TenantPolicy:
+    asked = {name: getattr(change, name) for name in TenantPolicy._fields}
+    return before._replace(**{name: int(value) for name, value in asked.items() if value is not None})
 
 
 def _check_quota(quota_bytes: int, quota_objects: int) -> None:

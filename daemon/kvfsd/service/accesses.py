@@ -1,23 +1,29 @@
-"""Access times: noted in memory, written in batches, so that a read costs no transaction.
+"""Uses of objects: noted in memory, written in batches, so that an open costs no transaction.
 
-As with the kernel's relatime, an access counts when the noted one is older than the last change, or older than
-ATIME_GRANULARITY_NS. What is pending is lost by a kill; it is bounded, and written at every sync and at shutdown.
+Each open of a reader counts, page-cache hits included, for the mount asks at open. What is noted becomes the object's
+access time, and that is the order in which objects are evicted (`catalog.retention_rows`). What is pending is lost by a
+kill: ACCESSES_PERIOD_MS of it at most (`service.background`). It is bounded, and written at every sync and at shutdown.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
+
+import trio
 
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.rows import InodeRow
 from kvfsd.ports import Clock
 
-ATIME_GRANULARITY_NS: Final = 3600 * 1_000_000_000
-"""Evictors that walk by atime want better than relatime's day; an hour costs one row per object and hour."""
 NEVER_NS: Final = -(1 << 63)
 """Before every time that a file can have; those before 1970 are negative."""
-PENDING_MAX: Final = 4096
-"""Accesses kept in memory; one more writes them all (about 10 ms)."""
+PENDING_MAX: Final = 8192
+"""Uses kept in memory; one more writes them all at once (about 80 ms)."""
+PENDING_SOFT: Final = 2048
+"""From here on they are due, long before that has to be."""
+FLUSH_ROWS: Final = 128
+"""Uses that one transaction writes: about 1 ms."""
 
 
 class AccessTimes:
@@ -27,6 +33,7 @@ class AccessTimes:
         self._catalog = catalog
         self._clock = clock
         self._pending: dict[int, tuple[int, int]] = {}
+        self._due = trio.Event()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -34,14 +41,20 @@ class AccessTimes:
     def note(self, tenant: int, row: InodeRow) -> None:
         """The object of `row` is read now."""
         now_ns = self._clock.wall_ns()
-        known_ns = max(row.atime_ns, self.pending_ns(row.ino))
-        if row.mtime_ns < known_ns and row.ctime_ns < known_ns and now_ns - known_ns < ATIME_GRANULARITY_NS:
-            return
-        if now_ns <= known_ns:
-            return
-        self._pending[row.ino] = (tenant, now_ns)
-        if len(self._pending) > PENDING_MAX:
-            self.flush()
+        if now_ns > row.atime_ns:
+            self._note(tenant, row.ino, now_ns)
+
+    def note_use(self, tenant: int, ino: int) -> None:
+        """The object is in use now."""
+        self._note(tenant, ino, self._clock.wall_ns())
+
+    def _note(self, tenant: int, ino: int, now_ns: int) -> None:
+        pending = self._pending
+        pending[ino] = (tenant, now_ns)
+        if len(pending) >= PENDING_SOFT:
+            self._due.set()
+            if len(pending) > PENDING_MAX:
+                self.flush()
 
     def pending_ns(self, ino: int) -> int:
         """The access time that is not in the catalog yet; NEVER_NS if there is none."""
@@ -53,10 +66,32 @@ class AccessTimes:
         self._pending.pop(ino, None)
 
     def flush(self) -> int:
-        """Write what is pending in one transaction -> how many."""
-        pending, self._pending = self._pending, {}
-        if pending:
+        """Write what is pending, all at once -> how many."""
+        written = 0
+        while count := self.flush_some():
+            written += count
+        return written
+
+    def flush_some(self, limit: int = FLUSH_ROWS) -> int:
+        """Write up to `limit` uses in one transaction -> how many there were."""
+        batch = list(itertools.islice(self._pending.items(), limit))
+        if batch:
             with self._catalog.transaction():
-                for ino, (tenant, atime_ns) in pending.items():
+                for ino, (tenant, atime_ns) in batch:
                     self._catalog.inodes.note_access(tenant, ino, atime_ns)
-        return len(pending)
+            for ino, _ in batch:
+                del self._pending[ino]
+        return len(batch)
+
+    async def flush_gently(self) -> None:
+        """Write what is pending now, with room for others in between."""
+        left = len(self._pending)
+        while left > 0 and (count := self.flush_some()):
+            left -= count
+            await trio.lowlevel.checkpoint()
+
+    async def wait_due(self) -> None:
+        """Return once there is much to write; waits for as long as there is not (the owner sets a deadline)."""
+        self._due = trio.Event()
+        if len(self._pending) < PENDING_SOFT:
+            await self._due.wait()

@@ -4,7 +4,8 @@ metadata log    drains the catalog's outbox to the media            every 250 ms
 compaction      repairs and compacts the metadata log               LogCompaction.run
 collector       gives garbage in segments back                      when woken, every second
 reaper          releases blocks of large removed objects in batches every REAP_PERIOD_MS
-accesses        writes access times                                 every ACCESSES_PERIOD_MS
+accesses        writes access times                                 every ACCESSES_PERIOD_MS, or when many are waiting
+eviction        makes room ahead of need, removes what expired      every EVICTION_PERIOD_MS
 checkpoint      copies the catalog's log into its database          when it is over WAL_SOFT_BYTES, or commands wait
 quarantine      purges what was kept long enough                    every PURGE_PERIOD_MS
 """
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 REAP_PERIOD_MS: Final = 200
 ACCESSES_PERIOD_MS: Final = 10_000
+EVICTION_PERIOD_MS: Final = 250
 CHECKPOINT_PERIOD_MS: Final = 500
 PURGE_PERIOD_MS: Final = 60_000
 RESTART_FIRST_MS: Final = 100
@@ -38,7 +40,7 @@ Task = Callable[["Service"], Awaitable[None]]
 
 def start_all(service: Service, nursery: trio.Nursery) -> None:
     """Start every task of the service in its nursery."""
-    for task in (metadata_log, compact_log, collect, reap, write_accesses, checkpoint, purge_quarantine, tell_hidden):
+    for task in (metadata_log, compact_log, collect, reap, write_accesses, evict, checkpoint, purge_quarantine, tell_hidden):
         nursery.start_soon(supervise, service, task)
 
 
@@ -105,8 +107,16 @@ def _reap_some(service: Service) -> bool:
 async def write_accesses(service: Service) -> None:
     """Write access times that are pending."""
     while True:
-        await trio.sleep(ACCESSES_PERIOD_MS / 1000)
-        service.accesses.flush()
+        with trio.move_on_after(ACCESSES_PERIOD_MS / 1000):
+            await service.accesses.wait_due()
+        await service.accesses.flush_gently()
+
+
+async def evict(service: Service) -> None:
+    """Keep tenants and pool below their high watermarks, and remove what has expired."""
+    while True:
+        await trio.sleep(EVICTION_PERIOD_MS / 1000)
+        await service.room.tend()
 
 
 async def checkpoint(service: Service) -> None:

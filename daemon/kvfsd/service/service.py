@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +27,7 @@ from kvfsd.datapath.admission import Admission
 from kvfsd.datapath.pipeline import RECORD_BUFFER_BYTES, DataPath
 from kvfsd.datapath.placement import MediumWeight
 from kvfsd.datapath.scheduler import Scheduler
+from kvfsd.eviction.policy import Watermarks
 from kvfsd.metalog.logsealing import log_ports
 from kvfsd.metalog.metadata_log import MetadataLog
 from kvfsd.metrics import Metrics
@@ -39,6 +40,7 @@ from kvfsd.service.accesses import AccessTimes
 from kvfsd.service.backpressure import Backpressure
 from kvfsd.service.hidden import HiddenNames
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
+from kvfsd.service.room import Room, pool_watermarks
 from kvfsd.service.session import Session
 from kvfsd.service.syncgate import SyncGate
 from kvfsd.service.walbound import WalBound
@@ -59,6 +61,7 @@ class ServiceOptions:
     raise_internal_errors: bool = False
     medium_deadline_ms: int = limits.MEDIUM_DEADLINE_MS
     quarantine: QuarantinePolicy = field(default_factory=QuarantinePolicy)
+    pool_watermarks: Watermarks = field(default_factory=pool_watermarks)
 
 
 class Service:
@@ -89,6 +92,7 @@ class Service:
         self.backpressure = Backpressure(self.metadata_log.backlog, self.wal_bound, self.metrics)
         self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
         self.hidden = HiddenNames(self)
+        self.room = Room(self)
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}
         self._gauges()
@@ -198,6 +202,10 @@ class Service:
 
     # --- events ----------------------------------------------------------------------------------------
 
+    def sessions_of(self, tenant: int) -> Sequence[Session]:
+        """The tenant's sessions."""
+        return self._sessions.get(tenant, ())
+
     def has_siblings(self, session: Session) -> bool:
         """Whether the tenant has other sessions."""
         return len(self._sessions.get(session.tenant, ())) > 1
@@ -215,7 +223,7 @@ class Service:
         await self._gate.sync()
 
     async def _sync_now(self) -> None:
-        self.accesses.flush()
+        await self.accesses.flush_gently()
         # Media first: a catalog that came through a power loss must not point at records that did not.
         await self.pool.sync()
 
@@ -235,16 +243,6 @@ class Service:
         """FailsafeError if writes are refused."""
         if self.failsafe_reason:
             raise FailsafeError(self.failsafe_reason)
-
-    def make_room(self, tenant: int, error: KvfsError) -> bool:
-        """The tenant is at its quota or the pool is full: free what was put aside -> whether that freed anything."""
-        full = isinstance(error, PoolFullError)
-        if full:
-            self.metrics.counters.pool_full_refusals += 1
-        freed = self.quarantine.make_room(None if full else tenant)
-        if full and freed:
-            self.collector.wake()  # the write that is tried again waits for it
-        return freed
 
     def _bad_record_found(self, placed: PlacedBlock, location: Location, error: FormatError) -> None:
         """The collector met a record that fails its stored checksum."""

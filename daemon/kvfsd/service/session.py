@@ -15,14 +15,16 @@ import trio
 
 from kvfs import commands as c
 from kvfs import limits
-from kvfs.errors import FailsafeError, InternalError, KvfsError, ProtocolError, Status
+from kvfs.errors import FailsafeError, InternalError, KvfsError, ProtocolError, QuotaExceededError, Status
 from kvfs.queuepair import Buffer
 from kvfsd.catalog.rows import TenantRow
 from kvfsd.datapath.reservations import Reservations
+from kvfsd.eviction.policy import Need
 from kvfsd.service import session_data, session_lookups, session_namespace
 from kvfsd.service.completions import Completions
 from kvfsd.service.events import EventQueue
 from kvfsd.service.inflight import InFlight
+from kvfsd.service.opens import OpenObjects
 from kvfsd.service.session_data import Outcome
 from kvfsd.service.validation import check_ino
 
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Answer = tuple[c.Completion, memoryview, Callable[[], None] | None]
 _NO_PAYLOAD: Final = memoryview(b"")
+_ONE_OBJECT: Final = Need(objects=1)
 _MISS: Final = "no such name"
 _OK: Final = int(Status.OK)
 _NOT_FOUND: Final = int(Status.NOT_FOUND)
@@ -69,6 +72,7 @@ STEPS: Final[dict[type, Callable[[Session, Any], c.Result]]] = {
     c.AllocateIno: session_data.allocate_ino,
     c.Discard: session_data.discard,
     c.ReleaseUnlinked: session_data.release_unlinked,
+    c.CloseObject: session_data.close_object,
 }
 """Idempotent changes that never wait."""
 
@@ -98,6 +102,7 @@ class Session:
         self.reservations = Reservations(self.admission, self.catalog.inodes, row.tenant)
         self.next_ino = self.catalog.database.next_ino
         """Where AllocateIno takes its numbers."""
+        self.opens = OpenObjects()
         self.events = EventQueue(self.metrics)
         self.closed = False
         self._completions = Completions(self.catalog.attachments, attachment, resumed=resumed)
@@ -175,13 +180,24 @@ class Session:
         if stored is not None:
             self.metrics.counters.replayed_completions += 1
             return stored
+        while True:
+            try:
+                result = self._commit(request, change)
+                break
+            except QuotaExceededError as error:
+                if not self.make_room(error, _ONE_OBJECT):
+                    raise
+        self._completions.committed(request)
+        for call in self._after_commit:
+            call()
+        return result
+
+    def _commit(self, request: c.Request, change: Callable[[Session, Any], c.Result]) -> c.Result:
+        """Effect and completion in one transaction."""
         self._after_commit.clear()
         with self.catalog.transaction():
             result = change(self, request.command)
             self._completions.store(request, result)
-        self._completions.committed(request)
-        for call in self._after_commit:
-            call()
         return result
 
     def _failed(self, request: c.Request, error: KvfsError) -> Answer:
@@ -232,9 +248,13 @@ class Session:
         """Free bytes and all bytes of the pool, see `kvfsd.datapath.capacity`."""
         return self.service.pool_space()
 
-    def make_room(self, error: KvfsError) -> bool:
-        """Something is full: free what may be freed -> whether it is worth trying again."""
-        return self.service.make_room(self.tenant, error)
+    def make_room(self, error: KvfsError, asked: Need) -> bool:
+        """There was no room for `asked`: free what may be freed -> whether it is worth trying again."""
+        return self.service.room.make(self.tenant, error, asked)
+
+    def has_open(self, ino: int) -> bool:
+        """Whether this mount has the object open, or is writing it."""
+        return ino in self.opens or ino in self.reservations
 
     async def sync(self) -> None:
         """Everything completed so far survives a power loss."""

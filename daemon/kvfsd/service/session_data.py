@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
 
 from kvfs.commands import (
     AllocateIno,
     Block,
+    CloseObject,
     Discard,
     Done,
     Ino,
@@ -20,11 +23,17 @@ from kvfs.commands import (
 from kvfs.errors import BadRecordError, MediumUnavailableError, PoolFullError, QuotaExceededError
 from kvfs.queuepair import Buffer
 from kvfsd.datapath import pipeline
+from kvfsd.datapath.admission import Reservation
 from kvfsd.datapath.stages import ReadRequest, Target, WriteRequest
+from kvfsd.eviction.policy import Need
 from kvfsd.service.validation import check_block, check_ino
 
 if TYPE_CHECKING:
     from kvfsd.service.session import Session
+
+
+POOL_FULL_ATTEMPTS: Final = 8
+"""Times that room is made for one block of a full pool, each time more; then it is refused."""
 
 
 class Outcome(NamedTuple):
@@ -38,13 +47,14 @@ class Outcome(NamedTuple):
 def allocate_ino(session: Session, _: AllocateIno) -> Ino:
     """AllocateIno: a number and a place in the quota of objects; nothing is written."""
     ino = session.next_ino()
-    try:
-        session.reservations.allocate(ino)
-    except QuotaExceededError as error:
-        if not session.make_room(error):
-            raise
-        session.reservations.allocate(ino)
-    return Ino(ino)
+    while True:
+        try:
+            session.reservations.allocate(ino)
+        except QuotaExceededError as error:
+            if not session.make_room(error, Need(objects=1)):
+                raise
+        else:
+            return Ino(ino)
 
 
 def discard(session: Session, command: Discard) -> Done:
@@ -71,23 +81,58 @@ def release_unlinked(session: Session, command: ReleaseUnlinked) -> Done:
     return Done()
 
 
+def close_object(session: Session, command: CloseObject) -> Done:
+    """CloseObject: what lost its names while it was open is freed with its last close."""
+    ino = session.inward(command.ino)
+    if session.opens.close(ino, command.serial):
+        with session.catalog.transaction():
+            session.catalog.inodes.release_unlinked(session.attachment, session.tenant, ino)
+    return Done()
+
+
 async def write_block(session: Session, command: WriteBlock, payload: Buffer) -> Outcome:
     """WriteBlock: through the write path."""
     view = memoryview(payload).cast("B")
     check_ino(command.ino)
-    reservation = session.reservations.for_write(command.ino)
+    reservation = await _reservation(session, command.ino)
     target = Target(session.tenant, session.attachment, command.ino, command.block)
     request = WriteRequest(target, view, reservation)
     try:
-        try:
-            await pipeline.write_block(session.path, request)
-        except (QuotaExceededError, PoolFullError) as error:
-            if not session.make_room(error):
-                raise
-            await pipeline.write_block(session.path, request)
+        await _write_with_room(session, request)
     finally:
         session.reservations.tidy(command.ino)
     return Outcome(Done())
+
+
+async def _reservation(session: Session, ino: int) -> Reservation:
+    """The object's reservation; one that had lapsed needs a place in the quota again."""
+    while True:
+        try:
+            return session.reservations.for_write(ino)
+        except QuotaExceededError as error:
+            if not session.make_room(error, Need(objects=1)):
+                raise
+            await trio.lowlevel.checkpoint()
+
+
+async def _write_with_room(session: Session, request: WriteRequest) -> None:
+    """Write the block; while there is no room, make some and try again, a bounded number of times if the pool is full.
+
+    At a quota there is no wait between making room and being admitted, so each round gets further.
+    """
+    attempts = 0
+    while True:
+        try:
+            await pipeline.write_block(session.path, request)
+        except PoolFullError as error:
+            attempts += 1
+            if attempts > POOL_FULL_ATTEMPTS or not session.make_room(error, Need(len(request.payload))):
+                raise
+        except QuotaExceededError as error:
+            if not session.make_room(error, Need(len(request.payload))):
+                raise
+        else:
+            return
 
 
 async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome:

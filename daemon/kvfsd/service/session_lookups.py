@@ -125,7 +125,9 @@ def stat_filesystem(session: Session, _: StatFilesystem) -> FilesystemUsage:
 
 
 def open_object(session: Session, command: OpenObject) -> Found:
-    """OpenObject: a reader comes; its access time is noted in memory."""
+    """OpenObject: a reader's access is noted in memory; what a mount has open is not evicted."""
     row = session.catalog.inodes.get(session.tenant, session.inward(command.ino))
-    session.accesses.note(session.tenant, row)
+    session.opens.add(row.ino, command.serial)
+    if command.reading:
+        session.accesses.note(session.tenant, row)
     return Found(attributes_of(session, row))

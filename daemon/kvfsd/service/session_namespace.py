@@ -163,6 +163,7 @@ def commit(session: Session, command: Commit) -> Found:
     published = session.catalog.publisher.publish(publication)
     session.after_commit(lambda: session.reservations.committed(command.ino, reservation))
     session.accesses.forget(command.ino)
+    session.opens.add(command.ino, command.serial)
     if command.entry is not None:
         session.announce(EntryGone(command.entry.parent, command.entry.name))
     session.announce(ObjectChanged(command.ino))

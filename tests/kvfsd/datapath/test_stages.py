@@ -29,7 +29,7 @@ from kvfsd.datapath.stages import WriteRequest
 from kvfsd.media.faulty import Fault, FaultKind, Operation
 from kvfsd.service.inprocess import InProcessQueuePair
 from tests.kvfsd.path_bench import Bench, bench, mirrored
-from tests.kvfsd.serving import TENANT, Host, make_pool, serving
+from tests.kvfsd.serving import TENANT, Host, Layout, make_pool, serving
 
 __all__ = ["bench", "mirrored"]
 
@@ -197,7 +197,7 @@ async def test_commit_stages_a_row_that_nobody_else_sees(bench: Bench) -> None:
 
 
 async def test_a_full_pool_is_said_to_be_full_and_reads_go_on(tmp_path: Path) -> None:
-    pool = await make_pool(tmp_path)  # 16 segments of 4 MiB, 3 records of a full block in each
+    pool = await make_pool(tmp_path, Layout(eviction=False))  # 16 segments of 4 MiB, 3 records of a full block in each
     async with serving(pool) as service:
         host = Host(InProcessQueuePair(service.attach(TENANT)))
         data = os.urandom(MIB)

@@ -1,0 +1,1 @@
+"""What goes when room is needed: policies (pure), and the evictor that carries out what they decide."""
