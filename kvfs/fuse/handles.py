@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from kvfs.commands import Attributes, DirectoryEntry
+from kvfs.commands import Attributes, CloseObject, Command, DirectoryEntry, ReleaseUnlinked
 from kvfs.errors import StaleError, TooManyOpenError
 from kvfs.limits import INODE_HINTS_MAX, OPEN_FILES_MAX
 from kvfs.openfile import OpenFile
@@ -50,6 +50,13 @@ class OpenInode:
         """The object changed behind this mount's back: its attributes are to be asked for again."""
         self.outdated = self.attributes or self.outdated
         self.attributes = None
+
+    def last_commands(self) -> Iterator[Command]:
+        """What the daemon is to be told when nobody has it open any more."""
+        if self.told:
+            yield CloseObject(ino=self.ino, serial=self.serial)
+        if self.unlinked:
+            yield ReleaseUnlinked(ino=self.ino)
 
     @property
     def staged(self) -> OpenFile | None:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ from kvfs.blockreads import BlockReads
 from kvfs.errors import ConfigError
 from kvfs.fuse import turns
 from kvfs.fuse.allocator import keep_large_allocations
-from kvfs.fuse.events import follow_events
+from kvfs.fuse.events import follow_events, lose_staged
 from kvfs.fuse.invalidation import fuse_descriptors
 from kvfs.fuse.operations import Operations
 from kvfs.fuse.state import MountState
@@ -176,7 +177,7 @@ def _new_state(queue_pair: QueuePair, nursery: trio.Nursery, options: MountOptio
     reads = BlockReads(queue_pair, nursery)
     staging = Staging(queue_pair, nursery, reads)
     state = MountState(queue_pair, reads, staging, verify_at_open_max_bytes=options.verify_at_open_max_bytes)
-    queue_pair.on_state_lost(state.lose_staged)
+    queue_pair.on_state_lost(partial(lose_staged, state))
     return state
 
 

@@ -14,7 +14,6 @@ from pyfuse3 import EntryAttributes, RequestContext
 from kvfs.blockreads import BlockReads
 from kvfs.commands import (
     Attributes,
-    CloseObject,
     Command,
     Found,
     GetAttributes,
@@ -22,7 +21,7 @@ from kvfs.commands import (
     ReleaseUnlinked,
     Removed,
 )
-from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError, PoisonedError
+from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError
 from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
 from kvfs.fuse.invalidation import Invalidations
 from kvfs.fuse.pending import PendingNames
@@ -182,11 +181,10 @@ class MountState:
                 inode.handles -= 1
         if inode.handles == 0:
             self.table.forget(inode)
-            if inode.told:
-                await self._last_rites(CloseObject(ino=inode.ino, serial=inode.serial))
             if inode.unlinked:
                 self.reads.drop(inode.ino)
-                await self._last_rites(ReleaseUnlinked(ino=inode.ino))
+            for command in inode.last_commands():
+                await self._last_rites(command)
 
     async def _close(self, inode: OpenInode, file: OpenFile) -> None:
         try:
@@ -207,14 +205,6 @@ class MountState:
             await self.queue_pair.submit(command)
         except KvfsError as error:
             log.warning("telling that an object is closed failed: %s", error.status.name)
-
-    def lose_staged(self) -> None:
-        """The daemon lost what was not committed: every file that counts on it is never published."""
-        for inode in self.table.inodes():
-            file = inode.file
-            if file is not None and (file.sent or not file.published):
-                file.poison_with(PoisonedError("the daemon lost what was written and not stored yet"))
-        # a block that is on its way fails by itself, and poisons its file then
 
     # --- removed names ---------------------------------------------------------------------------------
 

@@ -203,6 +203,7 @@ def check_split(options: MountOptions) -> None:
         "passphrase_file": options.passphrase_file,
         "quota": options.quota_bytes is not None,
         "quota_objects": options.quota_objects is not None,
+        "eviction": options.eviction is not None,
     }
     for name, given in refused.items():
         if given:

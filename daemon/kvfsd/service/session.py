@@ -100,8 +100,7 @@ class Session:
         self.quarantine = service.quarantine
         self.names = service.pool.ring.names(row.tenant)
         self.reservations = Reservations(self.admission, self.catalog.inodes, row.tenant)
-        self.next_ino = self.catalog.database.next_ino
-        """Where AllocateIno takes its numbers."""
+        self.next_ino = self.catalog.database.next_ino  # where AllocateIno takes its numbers
         self.opens = OpenObjects()
         self.events = EventQueue(self.metrics)
         self.closed = False
@@ -244,10 +243,6 @@ class Session:
         if self.service.has_siblings(self):
             self._after_commit.append(lambda: self.service.tell(self.tenant, event, but=self))
 
-    def pool_space(self) -> tuple[int, int]:
-        """Free bytes and all bytes of the pool, see `kvfsd.datapath.capacity`."""
-        return self.service.pool_space()
-
     def make_room(self, error: KvfsError, asked: Need) -> bool:
         """There was no room for `asked`: free what may be freed -> whether it is worth trying again."""
         return self.service.room.make(self.tenant, error, asked)
@@ -255,10 +250,6 @@ class Session:
     def has_open(self, ino: int) -> bool:
         """Whether this mount has the object open, or is writing it."""
         return ino in self.opens or ino in self.reservations
-
-    async def sync(self) -> None:
-        """Everything completed so far survives a power loss."""
-        await self.service.sync()
 
     # --- end -------------------------------------------------------------------------------------------
 

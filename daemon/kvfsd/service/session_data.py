@@ -169,5 +169,5 @@ def _is_committed(session: Session, request: ReadRequest) -> bool:
 
 async def sync(session: Session, _: Sync, __: Buffer) -> Outcome:
     """Sync: everything completed so far survives a power loss."""
-    await session.sync()
+    await session.service.sync()
     return Outcome(Done())

@@ -113,7 +113,7 @@ def stat_filesystem(session: Session, _: StatFilesystem) -> FilesystemUsage:
     """StatFilesystem: reserved bytes and objects count as used, as they do at admission."""
     row = session.catalog.tenants.get(session.tenant)
     admission = session.admission
-    free_bytes, pool_bytes = session.pool_space()
+    free_bytes, pool_bytes = session.service.pool_space()
     return FilesystemUsage(
         quota_bytes=row.quota_bytes,
         used_bytes=row.used_bytes + admission.reserved_bytes(session.tenant),

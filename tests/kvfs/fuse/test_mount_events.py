@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -54,3 +55,24 @@ def test_a_miss_is_never_remembered(mount: ServedMount) -> None:
     assert not (mount.path / "n").exists()
     assert not (mount.path / "n").exists()
     assert mount.order(calls=True)["Lookup"] == 2
+
+
+def test_what_is_open_is_told_again_after_lost_events_and_closed_once(mount: ServedMount) -> None:
+    told: Counter[str] = Counter()
+
+    def seen(command: str, times: int) -> bool:
+        told.update(mount.order(calls=True))  # which counts from 0 each time
+        return told[command] >= times
+
+    write_new(mount.path / "f", b"content")
+    assert soon(lambda: seen("CloseObject", 1))
+    first, second = (os.open(mount.path / "f", flags) for flags in (os.O_RDONLY, os.O_RDWR))
+    assert seen("OpenObject", 2)
+    mount.order(lost=True)
+    assert soon(lambda: seen("OpenObject", 3))
+    os.close(first)
+    os.close(second)
+    assert soon(lambda: seen("CloseObject", 2))
+    write_new(mount.path / "g", b"content")
+    assert soon(lambda: seen("CloseObject", 3))
+    assert (told["OpenObject"], told["CloseObject"]) == (3, 3)
