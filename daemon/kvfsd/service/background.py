@@ -40,7 +40,17 @@ Task = Callable[["Service"], Awaitable[None]]
 
 def start_all(service: Service, nursery: trio.Nursery) -> None:
     """Start every task of the service in its nursery."""
-    for task in (metadata_log, compact_log, collect, reap, write_accesses, evict, checkpoint, purge_quarantine, tell_hidden):
+    for task in (
+        metadata_log,
+        compact_log,
+        collect,
+        reap,
+        write_accesses,
+        evict,
+        checkpoint,
+        purge_quarantine,
+        tell_hidden,
+    ):
         nursery.start_soon(supervise, service, task)
 
 

@@ -384,9 +384,9 @@ async def test_a_pool_is_kept_below_its_watermark(tmp_path: Path, autojump_clock
             await other.store(b"%d" % number, bytes(MIB))
         await trio.sleep(2)
         usage = (await host.submit(StatFilesystem())).result
-        assert usage.pool_bytes - usage.pool_free_bytes <= usage.pool_bytes * 25 // 100 + 3 * MIB
-        assert used_bytes(service, OTHER) == 12 * MIB
-        assert used_bytes(service) == 0
+        assert usage.pool_bytes - usage.pool_free_bytes <= usage.pool_bytes * 50 // 100
+        assert used_bytes(service, OTHER) == 12 * MIB, "it is below its minimum"
+        assert used_bytes(service) < 8 * MIB
 
 
 async def test_unlinked_and_open_objects_do_not_confuse_it(tmp_path: Path) -> None:
