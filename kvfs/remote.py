@@ -48,9 +48,13 @@ class RemoteQueuePair:
         """Commands without an answer."""
         return len(self._attachment.calls)
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Attach; from here on a task in `nursery` keeps the connection. Raises as `remotelink.connect`."""
-        await self._attachment.start(nursery)
+    async def attach(self) -> None:
+        """Connect for the first time; `run` must follow. Raises as `remotelink.connect`."""
+        await self._attachment.attach()
+
+    async def run(self) -> None:
+        """Keep the connection until `aclose`."""
+        await self._attachment.run()
 
     async def submit(self, command: Command, payload: Buffer = b"") -> Reply:
         """See `QueuePair.submit`."""
@@ -108,8 +112,9 @@ class RemoteQueuePair:
 async def attached(target: Target) -> AsyncIterator[RemoteQueuePair]:
     """A queue pair attached to `target` while the block runs; detached at its end. Raises as `remotelink.connect`."""
     pair = RemoteQueuePair(target)
+    await pair.attach()  # not in the nursery, which would wrap what it raises
     async with trio.open_nursery() as nursery:
-        await pair.start(nursery)
+        nursery.start_soon(pair.run)
         try:
             yield pair
         finally:

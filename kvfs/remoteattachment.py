@@ -108,13 +108,13 @@ class RemoteAttachment:
 
     # --- the connection --------------------------------------------------------------------------------
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Attach; from here on a task in `nursery` keeps the connection. Raises as `remotelink.connect`."""
-        link, welcome = await connect(self._target, self._resume, self._take_payload)
-        self._adopt(link, welcome)
-        nursery.start_soon(self._keep_connected, link)
+    async def attach(self) -> None:
+        """Connect for the first time. Raises as `remotelink.connect`."""
+        self._adopt(*await connect(self._target, self._resume, self._take_payload))
 
-    async def _keep_connected(self, link: FrameStream | None) -> None:
+    async def run(self) -> None:
+        """Keep the connection, from `attach` to `aclose`; without this nothing is sent."""
+        link = self._link
         while True:
             if link is not None:
                 await self._serve(link)

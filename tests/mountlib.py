@@ -12,10 +12,12 @@ Nothing here is imported by the product. The rules that keep a broken mount from
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,8 @@ DUMP_LIMIT_S = 5.0
 """How long a process that hangs may take to print its stacks."""
 POOL_SIZE = "8G"
 """Of a pool made without --size or --medium: a sparse file, larger than anything the tests store."""
+SPLIT = os.environ.get("KVFS_TEST_SPLIT", "0") not in ("", "0")
+"""Whether mounts attach to a daemon of their pool instead of opening it themselves."""
 FUSECTL = Path("/sys/fs/fuse/connections")
 
 
@@ -274,6 +278,98 @@ class Mount:
 
 
 @dataclass
+class Daemon:
+    """`kvfsd serve` on a pool, as a child process: `start`, `stop` (SIGTERM, clean), `kill` (SIGKILL)."""
+
+    pool: Path
+    kek: Path
+    socket: Path
+    log: Path
+    options: Sequence[str] = ()
+    command: Sequence[str] = (sys.executable, "-m", "kvfsd")
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _prepared: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def running(self) -> bool:
+        """The process has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def prepare(self) -> None:
+        """Make the process that `start` will be, waiting for a line of its input.
+
+        A process that has files of a mount open cannot start the daemon behind it: its child closes them before it is
+        the daemon, the close waits for the daemon, and so for ever.
+        """
+        argv = [*self.command, "serve", str(self.pool), "--kek", str(self.kek), "--socket", str(self.socket)]
+        with self.log.open("ab") as log:
+            self._prepared = subprocess.Popen(
+                ["sh", "-c", 'read go && exec "$@" < /dev/null', "sh", *argv, *self.options],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def start(self) -> None:
+        """Start and wait until it listens. Raises MountError with its stderr."""
+        if self._prepared is None:
+            self.prepare()
+        self.process, self._prepared = self._prepared, None
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+        self.process.stdin.close()
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self._listens():
+            if self.process.poll() is not None:
+                raise MountError(f"kvfsd ended with {self.process.returncode}\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise MountError(f"kvfsd does not listen after {START_LIMIT_S} s\n{self.log_tail()}")
+            time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.socket))
+            except OSError:
+                return False
+        return True
+
+    def log_tail(self, size: int = 4000) -> str:
+        """The end of what it printed."""
+        return self.log.read_bytes()[-size:].decode(errors="replace") if self.log.exists() else ""
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(STOP_LIMIT_S)
+
+    def discard_prepared(self) -> None:
+        """End a process that was prepared and not started."""
+        if self._prepared is not None:
+            self._prepared.kill()
+            self._prepared.wait(STOP_LIMIT_S)
+            self._prepared = None
+
+    def stop(self) -> int:
+        """SIGTERM -> exit status. Raises MountError (after killing) past its limit."""
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            return self.process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired as error:
+            self.kill()
+            raise MountError(f"no end of kvfsd {STOP_LIMIT_S} s after SIGTERM\n{self.log_tail()}") from error
+
+
+_daemons: list[Daemon] = []
+"""All that were made, so that their directory's end is theirs."""
+
+
+@dataclass
 class PoolFixture:
     """A pool directory with its key file, and mounts of its tenants, all below `base`."""
 
@@ -297,8 +393,32 @@ class PoolFixture:
         """Run kvfsctl with this pool's key -> stdout."""
         return run_program("kvfsctl", *args, "--kek", str(self.kek), limit_s=limit_s)
 
+    @functools.cached_property
+    def daemon(self) -> Daemon:
+        """The pool's daemon, not started yet."""
+        daemon = Daemon(self.pool, self.kek, self.base / "kvfsd.sock", self.base / "kvfsd.log")
+        _daemons.append(daemon)
+        return daemon
+
+    def split_mount(self, tenant: str = "engine", *options: str, at: str = "mnt") -> Mount:
+        """A mount of `tenant` that attaches to the pool's daemon, which is started if it does not run."""
+        mountpoint = self.base / at
+        mountpoint.mkdir(exist_ok=True)
+        if not self.daemon.running:
+            self.daemon.start()
+        kept = []
+        for option in options:  # what is the daemon's business in split mode is told to it
+            name, _, value = option.partition("=")
+            if name in ("quota", "quota_objects"):
+                self.kvfsctl("tenant", "set", str(self.pool), tenant, f"--{name.replace('_', '-')}", value)
+            else:
+                kept.append(option)
+        return Mount(f"{tenant}@{self.daemon.socket}", mountpoint, self.base / f"{at}.log", kept)
+
     def mount(self, tenant: str = "engine", *options: str, at: str = "mnt") -> Mount:
         """A mount of `tenant`, not started yet."""
+        if SPLIT:
+            return self.split_mount(tenant, *options, at=at)
         mountpoint = self.base / at
         mountpoint.mkdir(exist_ok=True)
         source = f"{tenant}@{self.pool}"
@@ -315,6 +435,10 @@ def scratch_directory(prefix: str = "kvfs-test-", where: str | None = None) -> I
     finally:
         for mountpoint in path.iterdir():
             detach(mountpoint)
+        for daemon in [one for one in _daemons if one.pool.is_relative_to(path)]:
+            daemon.kill()
+            daemon.discard_prepared()
+            _daemons.remove(daemon)
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -110,3 +110,29 @@ def test_no_pool_no_key_and_the_wrong_key_are_said(kvfsctl):
     assert "chmod 600" in kvfsctl.refused("tenant", "list", kvfsctl.pool, "--kek", str(other))
     (kvfsctl.base / "pool.kek").unlink()
     assert "pool.kek" in kvfsctl.refused("tenant", "create", kvfsctl.pool, "red")
+
+
+def test_who_may_attach_is_set_listed_and_taken_back(kvfsctl):
+    kvfsctl.create()
+    out = kvfsctl.base / "blue.credential"
+    assert kvfsctl.json("tenant", "show", kvfsctl.pool, "blue")["uids"] == []
+    kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--uid", "1001", "--uid", "1000", "--gid", "50")
+    kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--quota", "32M", "--gid", "51")
+    kvfsctl.ok("tenant", "credential", kvfsctl.pool, "blue", "--out", str(out))
+    shown = kvfsctl.json("tenant", "show", kvfsctl.pool, "blue")
+    assert (shown["uids"], shown["gids"], shown["credentials"]) == ([1000, 1001], [51], 1)
+    assert shown["quota_bytes"] == 32 << 20
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    secret = bytes.fromhex(out.read_text())
+    assert len(secret) == 32
+    catalog = b"".join(path.read_bytes() for path in (kvfsctl.base / "pool").glob("catalog.db*"))
+    assert secret not in catalog, "only a digest is kept"
+    assert "File exists" in kvfsctl.refused("tenant", "credential", kvfsctl.pool, "blue", "--out", str(out))
+    missing = kvfsctl.base / "none.credential"
+    kvfsctl.refused("tenant", "credential", kvfsctl.pool, "none", "--out", str(missing))
+    assert not missing.exists()
+    kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--uid", "none")
+    kvfsctl.ok("tenant", "credential", kvfsctl.pool, "blue", "--revoke")
+    shown = kvfsctl.json("tenant", "show", kvfsctl.pool, "blue")
+    assert (shown["uids"], shown["gids"], shown["credentials"]) == ([], [51], 0)
+    assert "2^32" in kvfsctl.refused("tenant", "set", kvfsctl.pool, "blue", "--uid", str(2**32 - 1))

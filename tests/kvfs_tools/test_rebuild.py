@@ -48,6 +48,8 @@ def make(kvfsctl: Kvfsctl, *options: str) -> None:
     kvfsctl.fill(some_files, "red")
     kvfsctl.fill(some_files, "deleted")
     kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--quota", "48M", "--quota-objects", "100")
+    kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--uid", "1000", "--uid", "0", "--gid", "7")
+    kvfsctl.ok("tenant", "credential", kvfsctl.pool, "blue", "--out", str(kvfsctl.base / "blue.credential"))
     kvfsctl.ok("tenant", "delete", kvfsctl.pool, "deleted", "--force")
 
 

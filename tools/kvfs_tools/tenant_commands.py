@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,11 @@ app = program.new_app("Make, change and delete tenants; on a mounted pool the mo
 Quota = Annotated[str, typer.Option("--quota", metavar="SIZE", help="Hard limit of stored bytes; 0 = none.")]
 QuotaObjects = Annotated[
     int | None, typer.Option("--quota-objects", metavar="COUNT", min=0, help="Hard limit of objects; 0 = none.")
+]
+
+Attachers = Annotated[
+    list[str] | None,
+    typer.Option("--uid", metavar="UID", help="User who may attach to it; may be repeated, or be none."),
 ]
 
 
@@ -123,6 +129,8 @@ def _read(directory: str, kek: KekOptions, name: str = "") -> list[dict[str, Any
     epilog=program.examples(
         "kvfsctl tenant set /var/lib/kvfs/pool blue --quota 400G --quota-objects 0",
         "kvfsctl tenant set /var/lib/kvfs/pool blue --min-bytes 100G --high 97 --low 90",
+        "kvfsctl tenant set /var/lib/kvfs/pool blue --uid 1000 --uid 1001     users who may attach to it",
+        "kvfsctl tenant set /var/lib/kvfs/pool blue --uid none --gid 2000     no user, but a group",
     ),
 )
 def set_(
@@ -144,13 +152,21 @@ def set_(
     eviction: Annotated[
         str, typer.Option("--eviction", metavar="on|off", help="off: nothing is evicted, at its quota it gets EDQUOT.")
     ] = "",
+    uid: Attachers = None,
+    gid: Annotated[
+        list[str] | None, typer.Option("--gid", metavar="GID", help="Group that may attach to it; as --uid.")
+    ] = None,
     kek: Kek = "",
     passphrase_file: PassphraseFile = "",
     credential: CredentialName = "",
     json: Json = False,
 ) -> None:
-    """Change quotas and what is evicted. What is over a new quota stays until it is evicted; it only cannot grow."""
-    params = {
+    """Change quotas, what is evicted, and who may attach through a daemon.
+
+    What is over a new quota stays until it is evicted; it only cannot grow. --uid and --gid replace the list of users,
+    or groups; mounts that are attached already stay.
+    """
+    limits = {
         "quota_bytes": parse_size_bytes(quota, "--quota") if quota else None,
         "quota_objects": quota_objects,
         "min_bytes": parse_size_bytes(min_bytes, "--min-bytes") if min_bytes else None,
@@ -158,10 +174,14 @@ def set_(
         "low_percent": low_percent,
         "eviction": _switch(eviction),
     }
-    if all(value is None for value in params.values()):
-        raise program.usage_error("nothing to set; give --quota, --quota-objects, --min-bytes, --eviction ...")
+    access = {"uids": _numbers("--uid", uid), "gids": _numbers("--gid", gid)}
+    asked: list[tuple[str, dict[str, Any]]] = [("tenant_set", limits), ("tenant_set_access", access)]
+    changes = [(method, given) for method, given in asked if any(value is not None for value in given.values())]
+    if not changes:
+        raise program.usage_error("nothing to set; give --quota, --quota-objects, --min-bytes, --uid ...")
     key = KekOptions(kek, passphrase_file, credential)
-    changed = _administer(directory, key, "tenant_set", name=name, **params)
+    for method, given in changes:
+        changed = _administer(directory, key, method, name=name, **given)
     _print([changed], changed, json=json)
 
 
@@ -170,6 +190,52 @@ def _switch(text: str) -> bool | None:
     if text not in ("", "on", "off"):
         raise program.usage_error(f"--eviction {text}: want on or off")
     return text == "on" if text else None
+
+
+def _numbers(option: str, given: list[str] | None) -> list[int] | None:
+    """The list that repeated options mean; None if there is none of them, empty for "none"."""
+    if not given:
+        return None
+    if given == ["none"]:
+        return []
+    if not all(re.fullmatch(r"[0-9]{1,10}", one, re.ASCII) for one in given):
+        raise program.usage_error(f"{option}: want numbers, or none by itself")
+    return [int(one) for one in given]
+
+
+@app.command(
+    "credential",
+    cls=program.Command,
+    epilog=program.examples(
+        "kvfsctl tenant credential /var/lib/kvfs/pool blue --out blue.credential",
+        "kvfs mount blue@/run/kvfs/kvfsd.sock /kv -o credential=blue.credential",
+        "kvfsctl tenant credential /var/lib/kvfs/pool blue --revoke",
+    ),
+)
+def credential_(
+    directory: PoolDirectory,
+    name: TenantName,
+    *,
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="New file for the credential, mode 0600.")] = "",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Make all earlier ones useless (first).")] = False,
+    kek: Kek = "",
+    passphrase_file: PassphraseFile = "",
+    credential: CredentialName = "",
+) -> None:
+    """Make a mount credential: whoever can read FILE may attach to the tenant through a daemon, as any user.
+
+    The pool keeps a digest of it. With --revoke all earlier ones stop working; mounts that are attached stay.
+    """
+    if not out and not revoke:
+        raise program.usage_error("nothing to do; give --out FILE, --revoke, or both")
+    from kvfs_tools.mount_credential import write_new
+
+    options = KekOptions(kek, passphrase_file, credential)
+    if revoke:
+        _administer(directory, options, "tenant_drop_credentials", name=name)
+    if out:
+        with write_new(out) as digest:
+            _administer(directory, options, "tenant_add_credential", name=name, digest=digest.hex())
 
 
 @app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant delete /var/lib/kvfs/pool blue --force"))

@@ -115,6 +115,7 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), mode)  # before bind: the file is made with the mode of the socket
         listener.bind(os.fsencode(path))
+        os.chmod(path, mode)  # what the umask took
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import trio
 
-from kvfs.errors import FormatError, NotPermittedError
+from kvfs.errors import FormatError, InvalidArgumentError, NotPermittedError
 from kvfsd.admin.admin import Method, Methods
 from kvfsd.catalog.rows import QuarantineRow
 from kvfsd.metrics import Metrics
@@ -46,6 +46,21 @@ class TenantSet(msgspec.Struct, forbid_unknown_fields=True):
     high_percent: int | None = None
     low_percent: int | None = None
     eviction: bool | None = None
+
+
+class TenantAccess(msgspec.Struct, forbid_unknown_fields=True):
+    """Users and groups that may attach to a tenant; null leaves one of the lists as it is."""
+
+    name: str
+    uids: list[int] | None = None
+    gids: list[int] | None = None
+
+
+class TenantCredential(msgspec.Struct, forbid_unknown_fields=True):
+    """A mount credential's digest (`kvfsd.pool.access.credential_digest`) in hexadecimal."""
+
+    name: str
+    digest: str
 
 
 class TenantDelete(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,6 +101,9 @@ class PoolAdmin:
         methods.add("tenant_show", Method("One tenant.", self.tenant_show, TenantName))
         methods.add("tenant_create", Method("Make a tenant.", self.tenant_create, TenantCreate))
         methods.add("tenant_set", Method("Change quotas and rules of eviction.", self.tenant_set, TenantSet))
+        methods.add("tenant_set_access", Method("Who may attach.", self.tenant_set_access, TenantAccess))
+        methods.add("tenant_add_credential", Method("One more.", self.tenant_add_credential, TenantCredential))
+        methods.add("tenant_drop_credentials", Method("All of them.", self.tenant_drop_credentials, TenantName))
         methods.add("tenant_delete", Method("Delete a tenant.", self.tenant_delete, TenantDelete))
         methods.add("quarantine_list", Method("What was put aside.", self.quarantine_list, TenantName))
         methods.add("quarantine_restore", Method("Give it back.", self.quarantine_restore, QuarantineObject))
@@ -115,6 +133,28 @@ class PoolAdmin:
         """New quotas and rules of eviction; NotFoundError, InvalidArgumentError."""
         asked = {name: getattr(params, name) for name in TenantChange.__slots__}
         changed = self._pool.tenants.change(params.name, TenantChange(**asked))
+        await self._pool.sync()
+        return tenant_value(changed)
+
+    async def tenant_set_access(self, params: TenantAccess) -> dict[str, Any]:
+        """New lists of users and groups; NotFoundError, InvalidArgumentError."""
+        changed = self._pool.tenants.set_access(params.name, uids=params.uids, gids=params.gids)
+        await self._pool.sync()
+        return tenant_value(changed)
+
+    async def tenant_add_credential(self, params: TenantCredential) -> dict[str, Any]:
+        """One more mount credential; NotFoundError, InvalidArgumentError."""
+        try:
+            digest = bytes.fromhex(params.digest)
+        except ValueError:
+            raise InvalidArgumentError("the digest is not hexadecimal") from None
+        changed = self._pool.tenants.add_credential(params.name, digest)
+        await self._pool.sync()
+        return tenant_value(changed)
+
+    async def tenant_drop_credentials(self, params: TenantName) -> dict[str, Any]:
+        """No credential opens the tenant any more; NotFoundError."""
+        changed = self._pool.tenants.drop_credentials(params.name)
         await self._pool.sync()
         return tenant_value(changed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -111,6 +112,21 @@ class KeySlotRow(NamedTuple):
     tenant: int
     epoch: int
     wrapped: bytes
+
+
+class AccessKind(enum.IntEnum):
+    """What an entry of a tenant's access list names; numbers are part of the format."""
+
+    UID = 1
+    GID = 2
+    CREDENTIAL = 3
+
+
+class AccessRow(NamedTuple):
+    """An entry of a tenant's access list: a uid or gid (4 bytes, little endian), or a credential's SHA-256 digest."""
+
+    kind: int
+    value: bytes
 
 
 class SegmentRow(NamedTuple):

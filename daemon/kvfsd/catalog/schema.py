@@ -129,11 +129,14 @@ TABLES_ADDED: Final = (
     " NULL, boot BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS attachment_ino(attachment INT NOT NULL, first INT NOT NULL, count INT NOT NULL,"
     " PRIMARY KEY(attachment, first)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS tenant_access(tenant INT NOT NULL, kind INT NOT NULL, value BLOB NOT NULL,"
+    " PRIMARY KEY(tenant, kind, value)) WITHOUT ROWID",
 )
 """Tables that catalogs of the first days have not: made when one is opened for writing.
 
 * attachment: those that a mount may resume after the daemon was restarted; what they staged outlives a recovery.
 * attachment_ino: runs of object numbers that were given to such an attachment.
+* tenant_access: who may attach to a tenant (`rows.AccessKind`); part of the system records.
 """
 
 META_POOL_UUID: Final = "pool_uuid"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kvfs import limits
 from kvfs.errors import InternalError, InvalidArgumentError, NotFoundError, QuotaExceededError
 from kvfsd.catalog.database import Database
-from kvfsd.catalog.rows import InodeRow, KeySlotRow, TenantRow
+from kvfsd.catalog.rows import AccessKind, AccessRow, InodeRow, KeySlotRow, TenantRow
 from kvfsd.catalog.schema import META_NEXT_TENANT, META_SYSTEM_VERSION, TenantState
 from kvfsd.ondisk.metalog import PutInode
 
@@ -84,6 +84,7 @@ class Tenants:
         """Drop the tenant's key slots and mark it; `purge` then frees what it had, batch by batch."""
         self._update("state=?", tenant, (TenantState.DELETING,))
         self._database.run("DELETE FROM key_slot WHERE tenant=?", (tenant,))
+        self._database.run("DELETE FROM tenant_access WHERE tenant=?", (tenant,))
 
     def _update(self, assignments: str, tenant: int, values: tuple[int | bytes, ...]) -> None:
         self._database.require_transaction()
@@ -119,6 +120,29 @@ class Tenants:
         """Forget one wrapped key."""
         self._database.require_transaction()
         self._database.run("DELETE FROM key_slot WHERE tenant=? AND epoch=?", (tenant, epoch))
+        self._changed()
+
+    # --- who may attach --------------------------------------------------------------------------------
+
+    def access(self, tenant: int) -> list[AccessRow]:
+        """The tenant's access list. A catalog that was never opened for writing since there are such lists has none."""
+        if self._database.one("SELECT 1 FROM sqlite_master WHERE name='tenant_access'") is None:
+            return []
+        rows = self._database.all(
+            "SELECT kind, value FROM tenant_access WHERE tenant=? ORDER BY kind, value", (tenant,)
+        )
+        return [AccessRow._make(row) for row in rows]
+
+    def set_access(self, tenant: int, kind: AccessKind, values: Iterable[bytes]) -> None:
+        """Replace the entries of one kind."""
+        self._database.require_transaction()
+        self._database.run("DELETE FROM tenant_access WHERE tenant=? AND kind=?", (tenant, kind))
+        self.add_access(tenant, [AccessRow(kind, value) for value in values])
+
+    def add_access(self, tenant: int, rows: Iterable[AccessRow]) -> None:
+        """Add entries."""
+        self._database.require_transaction()
+        self._database.run_many("INSERT OR IGNORE INTO tenant_access VALUES(?,?,?)", [(tenant, *row) for row in rows])
         self._changed()
 
     # --- use -------------------------------------------------------------------------------------------

@@ -73,4 +73,6 @@ def _rewrapped(tenant: SystemTenant, slots: Sequence[KeySlot], shredded: int) ->
         state=TenantState.DELETING if tenant.tenant == shredded else tenant.state,
         created_ns=tenant.created_ns,
         slots=[(slot.epoch, slot.wrapped) for slot in slots if slot.tenant == tenant.tenant],
+        policy=[] if tenant.tenant == shredded else tenant.policy,
+        access=[] if tenant.tenant == shredded else tenant.access,
     )

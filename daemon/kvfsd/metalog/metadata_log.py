@@ -276,6 +276,7 @@ def system_tenants(catalog: Catalog) -> list[SystemTenant]:
                 created_ns=row.created_ns,
                 slots=slots,
                 policy=[] if policy == TenantPolicy() else list(policy),
+                access=[(one.kind, one.value) for one in catalog.tenants.access(row.tenant)],
             )
         )
     return tenants

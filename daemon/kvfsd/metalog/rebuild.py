@@ -20,7 +20,7 @@ from kvfsd.catalog.log_rows import LogRecord, LogState
 from kvfsd.catalog.reconcile import Reconcile
 from kvfsd.catalog.replay import FoundRecord, Replay
 from kvfsd.catalog.retention_rows import TenantPolicy
-from kvfsd.catalog.rows import KeySlotRow, Location, SegmentRow, TenantRow
+from kvfsd.catalog.rows import AccessRow, KeySlotRow, Location, SegmentRow, TenantRow
 from kvfsd.catalog.schema import META_NEXT_TENANT, TenantState
 from kvfsd.ondisk.metalog import (
     Batch,
@@ -141,6 +141,7 @@ class _Rebuild:
                     self._catalog.tenants.restore(_tenant_row(tenant))
                     if tenant.policy:
                         self._catalog.retention.set_policy(tenant.tenant, TenantPolicy.of(tenant.policy))
+                    self._catalog.tenants.add_access(tenant.tenant, [AccessRow(*one) for one in tenant.access])
                     self.report.tenants += 1
             self._catalog.database.set_meta(META_NEXT_TENANT, highest + 1)
 

@@ -164,7 +164,8 @@ class Batch(NamedTuple):
 class SystemTenant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A tenant as system records have it: `slots` are (epoch, wrapped key) pairs.
 
-    `policy` are the numbers of `catalog.retention_rows.TenantPolicy`; empty, and then not written at all: the default.
+    `policy` are the numbers of `catalog.retention_rows.TenantPolicy`, `access` (kind, value) pairs of its access list.
+    What is empty at the end of the array is not written at all.
     """
 
     tenant: int
@@ -176,6 +177,7 @@ class SystemTenant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     created_ns: int
     slots: list[tuple[int, bytes]]
     policy: list[int] = []
+    access: list[tuple[int, bytes]] = []
 
 
 class SystemPart(NamedTuple):
@@ -293,8 +295,9 @@ def encode_system(snapshot: int, tenants: Iterable[SystemTenant]) -> list[bytes]
 
 
 def _system_fields(tenant: SystemTenant) -> tuple[Any, ...]:
+    """The fields of a tenant as they are written: what is empty at the end is left out."""
     fields = msgspec.structs.astuple(tenant)
-    return fields if tenant.policy else fields[:-1]
+    return fields if tenant.access else fields[:-1] if tenant.policy else fields[:-2]
 
 
 def decode_system(payload: bytes | memoryview, where: str) -> SystemPart:

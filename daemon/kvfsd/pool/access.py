@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Final
+
+DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from kvfs.errors import (
 )
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.retention_rows import TenantPolicy
-from kvfsd.catalog.rows import InodeRow, TenantRow
+from kvfsd.catalog.rows import AccessKind, AccessRow, InodeRow, TenantRow
 from kvfsd.catalog.schema import TenantState
 from kvfsd.crypto.keys import SYSTEM_TENANT, KeyRing
-from kvfsd.pool.access import Access
+from kvfsd.pool.access import DIGEST_BYTES, Access
 from kvfsd.ports import Clock
 
 NAME: Final = re.compile(rb"[A-Za-z0-9._-]{1,%d}" % limits.TENANT_NAME_MAX_BYTES)
@@ -30,6 +30,10 @@ NAMES_PARENT: Final = 0
 """The directory number that tenants' names are sealed for; no directory has it."""
 ROOT_MODE: Final = stat.S_IFDIR | 0o755
 QUOTA_MAX: Final = 2**63 - 1
+U32_END: Final = (1 << 32) - 1
+"""uid and gid -1 stand for "none" (chown(2))."""
+ACCESS_MAX: Final = 64
+"""Users, groups and credentials of a tenant, each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,11 @@ class Tenant:
     high_percent: int
     low_percent: int
     eviction: bool
+    uids: tuple[int, ...] = ()
+    """Users and groups of this machine that may attach to it through a daemon."""
+    gids: tuple[int, ...] = ()
+    credentials: int = 0
+    """How many mount credentials open it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +133,45 @@ class TenantRegistry:
     def access(self, name: str) -> Access | None:
         """Who may attach to the tenant; None if there is no such tenant, whatever is wrong with its name."""
         try:
-            self._get(name)
+            row = self._get(name)
         except (NotFoundError, InvalidArgumentError):
             return None
-        return Access()
+        return _access(self._catalog.tenants.access(row.tenant))
+
+    def set_access(self, name: str, *, uids: Sequence[int] | None = None, gids: Sequence[int] | None = None) -> Tenant:
+        """New lists of users and groups that may attach; None leaves one as it is.
+
+        Raises NotFoundError, InvalidArgumentError.
+        """
+        self._check_writable()
+        row = self._get(name)
+        for what, numbers in (("uids", uids or ()), ("gids", gids or ())):
+            if len(numbers) > ACCESS_MAX or not all(0 <= number < U32_END for number in numbers):
+                raise InvalidArgumentError(f"tenant {name}: {what}: want at most {ACCESS_MAX} of 0 to 2^32-2")
+        with self._catalog.transaction():
+            for kind, given in ((AccessKind.UID, uids), (AccessKind.GID, gids)):
+                if given is not None:
+                    values = [number.to_bytes(4, "little") for number in given]
+                    self._catalog.tenants.set_access(row.tenant, kind, values)
+        return self.show(name)
+
+    def add_credential(self, name: str, digest: bytes) -> Tenant:
+        """One more mount credential, of which only the digest is kept. NotFoundError, InvalidArgumentError."""
+        self._check_writable()
+        row = self._get(name)
+        if len(digest) != DIGEST_BYTES or self._shown(row).credentials >= ACCESS_MAX:
+            raise InvalidArgumentError(f"tenant {name}: no digest, or it has {ACCESS_MAX} credentials")
+        with self._catalog.transaction():
+            self._catalog.tenants.add_access(row.tenant, [AccessRow(AccessKind.CREDENTIAL, digest)])
+        return self.show(name)
+
+    def drop_credentials(self, name: str) -> Tenant:
+        """No mount credential opens the tenant any more; mounts that are attached stay. NotFoundError."""
+        self._check_writable()
+        row = self._get(name)
+        with self._catalog.transaction():
+            self._catalog.tenants.set_access(row.tenant, AccessKind.CREDENTIAL, ())
+        return self.show(name)
 
     def set(self, name: str, *, quota_bytes: int | None = None, quota_objects: int | None = None) -> Tenant:
         """New hard quotas, None leaves one as it is; see `change`."""
@@ -200,6 +244,7 @@ class TenantRegistry:
         except FormatError:
             name = f"#{row.tenant}"
         policy = self._catalog.retention.policy(row.tenant)
+        access = _access(self._catalog.tenants.access(row.tenant))
         return Tenant(
             number=row.tenant,
             name=name,
@@ -213,6 +258,9 @@ class TenantRegistry:
             high_percent=policy.high_percent,
             low_percent=policy.low_percent,
             eviction=bool(policy.eviction),
+            uids=tuple(sorted(access.uids)),
+            gids=tuple(sorted(access.gids)),
+            credentials=len(access.credential_digests),
         )
 
     def _check_writable(self) -> None:
@@ -223,6 +271,17 @@ class TenantRegistry:
 def _changed_policy(before: TenantPolicy, change: TenantChange) -> TenantPolicy:
     asked = {name: getattr(change, name) for name in TenantPolicy._fields}
     return before._replace(**{name: int(value) for name, value in asked.items() if value is not None})
+
+
+def _access(rows: Sequence[AccessRow]) -> Access:
+    def of(kind: AccessKind) -> list[bytes]:
+        return [row.value for row in rows if row.kind == kind]
+
+    return Access(
+        uids=frozenset(int.from_bytes(value, "little") for value in of(AccessKind.UID)),
+        gids=frozenset(int.from_bytes(value, "little") for value in of(AccessKind.GID)),
+        credential_digests=frozenset(of(AccessKind.CREDENTIAL)),
+    )
 
 
 def _check_quota(quota_bytes: int, quota_objects: int) -> None:
