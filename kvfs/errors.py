@@ -197,6 +197,12 @@ class InternalError(KvfsError):
     status = Status.INTERNAL
 
 
+class PinShareError(KvfsError):
+    """One more pinned object is over the share of a quota that may be pinned; eviction makes no room for pins."""
+
+    status = Status.QUOTA_EXCEEDED
+
+
 class ConfigError(KvfsError):
     """A configuration, option or command line is wrong; the text says which part, and what to do."""
 

@@ -6,18 +6,22 @@ Reading `security.*`, `system.*` or `trusted.*` says "no such attribute": the ke
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 from pyfuse3 import RequestContext
 
+from kvfs import retention
 from kvfs.commands import Bytes, GetXattr, ListXattrs, Names, RemoveXattr, SetXattr
-from kvfs.errors import NotSupportedError, NoXattrError, XattrTooLargeError
+from kvfs.errors import KvfsError, NotSupportedError, NoXattrError, XattrTooLargeError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
 from kvfs.fuse.state import MountState
 from kvfs.limits import XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_PER_OBJECT_MAX_BYTES
 from kvfs.openfile import OpenFile
+
+log = logging.getLogger(__name__)
 
 _STORED: Final = b"user."
 
@@ -38,6 +42,8 @@ class XattrHandlers:
         if not name.startswith(_STORED):
             raise NoXattrError("only user.* attributes are stored")
         file = self._unpublished(inode)
+        if name == retention.STATE:
+            return await self._state_of(inode, file)
         if file is not None:
             value = file.xattrs.get(name)
             if value is None:
@@ -46,6 +52,16 @@ class XattrHandlers:
         result = (await self.state.queue_pair.submit(GetXattr(ino=inode, name=name))).result
         assert isinstance(result, Bytes)
         return result.value
+
+    async def _state_of(self, ino: int, unpublished: OpenFile | None) -> bytes:
+        if unpublished is not None:
+            words = {"staged", "open"} | ({"pinned"} if unpublished.xattrs.get(retention.PIN) == b"1" else set())
+            return retention.state_text(words)
+        result = (await self.state.queue_pair.submit(GetXattr(ino=ino, name=retention.STATE))).result
+        assert isinstance(result, Bytes)
+        if self.state.table.staged(ino) is None:
+            return result.value
+        return retention.state_text({word.decode() for word in result.value.split()} - {"sealed"} | {"staged"})
 
     @guarded(Context.NAME)
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -58,6 +74,7 @@ class XattrHandlers:
         if file is not None:
             async with file.commit_lock:
                 if not file.published:
+                    _check_setting(name, value)
                     _set_pending(file, name, value)
                     return
         await self.state.queue_pair.submit(SetXattr(ino=inode, name=name, value=value, flags=0))
@@ -85,6 +102,17 @@ class XattrHandlers:
         result = (await self.state.queue_pair.submit(ListXattrs(ino=inode))).result
         assert isinstance(result, Names)
         return result.names
+
+
+def _check_setting(name: bytes, value: bytes) -> None:
+    """Refuse, while the caller still hears it, what the daemon would refuse at the first commit."""
+    if not name.startswith(retention.PREFIX):
+        return
+    try:
+        retention.parse_setting(name, value)
+    except KvfsError as error:
+        log.warning("a file that is being written: %s", error)
+        raise
 
 
 def _set_pending(file: OpenFile, name: bytes, value: bytes) -> None:

@@ -36,6 +36,7 @@ async def a_cache(host: Host) -> None:
         made = await host.store(b"tmp-%d" % number, content)
         await host.submit(Rename(1, b"tmp-%d" % number, 1, b"block-%d" % number, 0, keep_open=False))
         await host.submit(SetXattr(made.ino, b"user.number", b"%d" % number, 0))
+        await host.submit(SetXattr(made.ino, b"user.kvfs.priority", b"%d" % -number, 0))
     await host.store(GONE, b"unlinked before the end")
     await host.submit(Unlink(1, GONE, keep_open=False))
 
@@ -50,6 +51,7 @@ def make(kvfsctl: Kvfsctl, *options: str) -> None:
     kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--quota", "48M", "--quota-objects", "100")
     kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--uid", "1000", "--uid", "0", "--gid", "7")
     kvfsctl.ok("tenant", "credential", kvfsctl.pool, "blue", "--out", str(kvfsctl.base / "blue.credential"))
+    kvfsctl.ok("tenant", "set", kvfsctl.pool, "blue", "--min-bytes", "1M", "--high", "90", "--low", "80")
     kvfsctl.ok("tenant", "delete", kvfsctl.pool, "deleted", "--force")
 
 
@@ -62,7 +64,22 @@ def seen(kvfsctl: Kvfsctl, pool: str) -> dict[str, Any]:
         found[tenant, "/"] = kvfsctl.json("stat", source, "/")
         found[tenant, "xattrs"] = kvfsctl.json("stat", source, "/d/two")["xattrs"]
         found[tenant, "bytes"] = contents(Path(pool), tenant)
+        found[tenant, "order of eviction"] = order_of_eviction(Path(pool), tenant)
     return found
+
+
+def order_of_eviction(pool_directory: Path, tenant: str) -> list[int]:
+    """Objects of a tenant, first the one that would go first; those with different priorities."""
+
+    async def read() -> list[int]:
+        pool = await Pool.open(pool_directory)
+        try:
+            rows = pool.catalog.retention.oldest(pool.tenants.show(tenant).number, 1000)
+            return [row.ino for row in rows if row.priority]
+        finally:
+            await pool.aclose()
+
+    return trio.run(read)
 
 
 def contents(pool_directory: Path, tenant: str) -> dict[bytes, bytes]:

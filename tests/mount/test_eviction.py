@@ -88,3 +88,33 @@ def test_a_full_pool_goes_on_storing(make_pool: MakePool, mounted: Mounted) -> N
     assert len(there(root, range(60))) >= 8
     for number in there(root, range(60)):
         assert read_whole(root / name_of(number), 2 * MIB) == pattern(number, 2 * MIB)
+
+
+def test_pin_time_to_live_and_state_through_a_mount(make_pool: MakePool, mounted: Mounted) -> None:
+    mount = make_pool().mount("engine", "quota=8M")
+    root = mounted(mount)
+    os.mkdir(root / "pinned")
+    os.setxattr(root / "pinned", "user.kvfs.pin", b"1")
+    fill(root / "pinned", range(2))
+    assert os.listxattr(root / "pinned" / name_of(0)) == ["user.kvfs.pin"]
+    fill(root, range(10, 30))
+    assert there(root / "pinned", range(2)) == [0, 1]
+    eventually(lambda: os.getxattr(root / "pinned" / name_of(0), "user.kvfs.state") == b"sealed pinned")
+    expect_errno(errno.EINVAL, os.setxattr, root / "pinned", "user.kvfs.pin", b"maybe")
+    expect_errno(errno.EINVAL, os.setxattr, root / "pinned", "user.kvfs.what", b"1")
+    expect_errno(errno.EPERM, os.setxattr, root / "pinned", "user.kvfs.state", b"1")
+    descriptor = os.open(root / "new", os.O_WRONLY | os.O_CREAT)
+    try:
+        assert os.getxattr(descriptor, "user.kvfs.state") == b"staged open"
+        expect_errno(errno.EINVAL, os.setxattr, descriptor, "user.kvfs.ttl", b"-1")
+        os.setxattr(descriptor, "user.kvfs.ttl", b"1")
+        os.write(descriptor, b"soon gone")
+    finally:
+        os.close(descriptor)
+    eventually(lambda: not os.access(root / "new", os.F_OK))
+    assert "new" not in os.listdir(root)
+    mount.kill()
+    mount.start()
+    assert os.getxattr(root / "pinned" / name_of(1), "user.kvfs.pin") == b"1"
+    fill(root, range(30, 50))
+    assert there(root / "pinned", range(2)) == [0, 1]

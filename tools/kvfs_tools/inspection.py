@@ -16,7 +16,8 @@ from kvfsd.catalog.rows import BlockRow, InodeRow
 from kvfsd.crypto.keys import NameSealer
 from kvfsd.pool.pool import Pool
 from kvfsd.pool.tenants import Tenant
-from kvfsd.service.session_lookups import LINK_TARGET, XATTR_NAME
+from kvfsd.service.sealedxattrs import XATTR_NAME
+from kvfsd.service.session_lookups import LINK_TARGET
 
 LISTING_BATCH = 512
 BLOCK_BATCH = 1024

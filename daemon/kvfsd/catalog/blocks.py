@@ -55,6 +55,13 @@ class Blocks:
         row = self._database.one("SELECT coalesce(sum(length), 0) FROM staged_block WHERE tenant=?", (tenant,))
         return int(row[0]) if row else 0
 
+    def staged_of(self, attachment: int, tenant: int, ino: int) -> int:
+        """Plaintext bytes of the attachment's uncommitted blocks of one object."""
+        row = self._database.one(
+            f"SELECT coalesce(sum(length), 0) FROM staged_block WHERE {_OF_STAGED}", (tenant, attachment, ino)
+        )
+        return int(row[0]) if row else 0
+
     # --- staging ---------------------------------------------------------------------------------------
 
     def stage(self, attachment: int, tenant: int, ino: int, row: BlockRow) -> int:

@@ -21,6 +21,7 @@ from kvfsd.catalog.xattrs import Xattrs
 class Publication:
     """A `kvfs.commands.Commit` with everything sealed and translated.
 
+    `flags` are those of the object's row, None leaves them.
     `attachment` is whose uncommitted blocks count. `entry` names a new file; None: `ino` is published already.
     """
 
@@ -38,6 +39,7 @@ class Publication:
     ctime_ns: int
     xattrs: Sequence[tuple[bytes, bytes]] = ()
     keep_open: bool = False
+    flags: int | None = None
 
 
 class Published(NamedTuple):
@@ -79,7 +81,7 @@ class Publisher:
         parent = self._inodes.directory(tenant, entry.parent)
         replaced = self._take_name(entry, publication)
         stored = self._blocks.commit_staged(publication.attachment, tenant, publication.ino, 0)
-        row = self._row(publication, nlink=1, stored_bytes=stored)
+        row = self._row(publication, nlink=1, stored_bytes=stored)._replace(flags=publication.flags or 0)
         self._inodes.insert(tenant, row)
         self._namespace.put_entry(entry, row.ino)
         self._inodes.touch(tenant, parent, now_ns)
@@ -105,7 +107,8 @@ class Publisher:
         delta = self._blocks.commit_staged(
             publication.attachment, publication.tenant, publication.ino, publication.base_limit_bytes
         )
-        row = self._row(publication, nlink=before.nlink, stored_bytes=before.stored_bytes + delta)
+        flags = before.flags if publication.flags is None else publication.flags
+        row = self._row(publication, nlink=before.nlink, stored_bytes=before.stored_bytes + delta)._replace(flags=flags)
         self._inodes.update(publication.tenant, row, delta)
         return Published(row, RemovedName())
 

@@ -40,6 +40,7 @@ from kvfsd.service.accesses import AccessTimes
 from kvfsd.service.backpressure import Backpressure
 from kvfsd.service.hidden import HiddenNames
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
+from kvfsd.service.retention import Retention
 from kvfsd.service.room import Room, pool_watermarks
 from kvfsd.service.session import Session
 from kvfsd.service.syncgate import SyncGate
@@ -92,6 +93,7 @@ class Service:
         self.backpressure = Backpressure(self.metadata_log.backlog, self.wal_bound, self.metrics)
         self._pool_bytes = capacity.pool_bytes([one.superblock for one in pool.media.values()], pool.replicas)
         self.hidden = HiddenNames(self)
+        self.retention = Retention(pool.catalog, pool.ports.clock, lambda: self._pool_bytes)
         self.room = Room(self)
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}

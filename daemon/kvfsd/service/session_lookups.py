@@ -6,9 +6,10 @@ A miss of `Lookup` is what engines ask for most (docs: engine contract), so that
 from __future__ import annotations
 
 import logging
+import stat
 from typing import TYPE_CHECKING
 
-from kvfs import limits
+from kvfs import limits, retention
 from kvfs.commands import (
     Attributes,
     Bytes,
@@ -26,8 +27,12 @@ from kvfs.commands import (
     ReadLink,
     StatFilesystem,
 )
-from kvfs.errors import FormatError, InvalidArgumentError
+from kvfs.errors import FormatError, InvalidArgumentError, NotFoundError
+from kvfsd.catalog.retention_flags import EXPIRES
+from kvfsd.catalog.retention_flags import is_expired as expires_before
 from kvfsd.catalog.rows import InodeRow
+from kvfsd.service.sealedxattrs import read_names, read_xattr
+from kvfsd.service.session_retention import is_expired, state_of
 from kvfsd.service.validation import INTEGER_MAX, check_name, check_xattr
 
 if TYPE_CHECKING:
@@ -36,9 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINK_TARGET = b"target"
-XATTR_NAME = b"xattr-name"
-XATTR_VALUE = b"xattr-value:"
-"""Purposes of sealed values (`NameSealer.seal_value`); an attribute's value is bound to its name too."""
+"""Purpose of a sealed link target (`NameSealer.seal_value`)."""
 
 
 def attributes_of(session: Session, row: InodeRow) -> Attributes:
@@ -56,7 +59,9 @@ def lookup(session: Session, command: Lookup) -> Found | None:
     parent, name = session.inward(command.parent), command.name
     check_name(name)
     row = session.catalog.namespace.lookup(session.tenant, parent, session.names.seal_name(parent, name))
-    return None if row is None else Found(attributes_of(session, row))
+    if row is None or (row.flags >= EXPIRES and is_expired(session, row)):
+        return None
+    return Found(attributes_of(session, row))
 
 
 def get_attributes(session: Session, command: GetAttributes) -> Found:
@@ -74,7 +79,11 @@ def read_directory(session: Session, command: ReadDirectory) -> DirectoryListing
     limit = min(command.limit, limits.DIRECTORY_BATCH_MAX)
     listed, end = session.catalog.namespace.list_directory(session.tenant, ino, cookie, limit)
     entries = []
+    now_ns = session.now_ns()
     for entry in listed:
+        inode = entry.inode
+        if inode.flags >= EXPIRES and stat.S_ISREG(inode.mode) and expires_before(inode.flags, now_ns):
+            continue
         try:
             name = session.names.open_name(ino, entry.name)
         except FormatError as error:  # one damaged row of the catalog costs that name, not its directory
@@ -97,16 +106,14 @@ def get_xattr(session: Session, command: GetXattr) -> Bytes:
     """GetXattr: one value."""
     check_xattr(command.name)
     ino = session.inward(command.ino)
-    sealed_name = session.names.seal_value(ino, XATTR_NAME, command.name)
-    sealed = session.catalog.xattrs.get(session.tenant, ino, sealed_name)
-    return Bytes(session.names.open_value(ino, XATTR_VALUE + command.name, sealed))
+    if command.name == retention.STATE:
+        return Bytes(state_of(session, ino))
+    return Bytes(read_xattr(session, ino, command.name))
 
 
 def list_xattrs(session: Session, command: ListXattrs) -> Names:
     """ListXattrs: all names."""
-    ino = session.inward(command.ino)
-    sealed = session.catalog.xattrs.names(session.tenant, ino)
-    return Names(tuple(session.names.open_value(ino, XATTR_NAME, name) for name in sealed))
+    return Names(read_names(session, session.inward(command.ino)))
 
 
 def stat_filesystem(session: Session, _: StatFilesystem) -> FilesystemUsage:
@@ -127,6 +134,8 @@ def stat_filesystem(session: Session, _: StatFilesystem) -> FilesystemUsage:
 def open_object(session: Session, command: OpenObject) -> Found:
     """OpenObject: a reader's access is noted in memory; what a mount has open is not evicted."""
     row = session.catalog.inodes.get(session.tenant, session.inward(command.ino))
+    if row.flags >= EXPIRES and is_expired(session, row):
+        raise NotFoundError(f"object {row.ino} has expired")
     session.opens.add(row.ino, command.serial)
     if command.reading:
         session.accesses.note(session.tenant, row)

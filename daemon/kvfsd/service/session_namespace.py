@@ -7,9 +7,10 @@ transaction is committed (events, reservations) is left with `session.after_comm
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvfs import limits
+from kvfs import limits, retention
 from kvfs.commands import (
     Commit,
     Done,
@@ -26,12 +27,13 @@ from kvfs.commands import (
     SetXattr,
     Unlink,
 )
-from kvfs.errors import NotFoundError, XattrTooLargeError
+from kvfs.errors import InvalidArgumentError, NotFoundError, XattrTooLargeError
 from kvfsd.catalog.inodes import AttributeChange
 from kvfsd.catalog.publication import Publication
 from kvfsd.catalog.rows import Entry, InodeRow
-from kvfsd.service import validation
-from kvfsd.service.session_lookups import LINK_TARGET, XATTR_NAME, XATTR_VALUE, attributes_of
+from kvfsd.service import session_retention, validation
+from kvfsd.service.sealedxattrs import sealed_name, sealed_xattr
+from kvfsd.service.session_lookups import LINK_TARGET, attributes_of
 
 if TYPE_CHECKING:
     from kvfsd.service.session import Session
@@ -98,23 +100,21 @@ def set_xattr(session: Session, command: SetXattr) -> Done:
     validation.check_xattr(command.name, command.value)
     validation.check_flags("setxattr", command.flags, validation.XATTR_FLAGS_MAX)
     ino = session.inward(command.ino)
-    sealed = _sealed_xattr(session, ino, command.name, command.value)
+    sealed = sealed_xattr(session, ino, command.name, command.value)
     session.catalog.xattrs.set(session.tenant, ino, sealed, command.flags, session.now_ns())
+    if command.name.startswith(retention.PREFIX):
+        session_retention.apply(session, ino, command.name, command.value)
     session.announce(ObjectChanged(ino))
     return Done()
-
-
-def _sealed_xattr(session: Session, ino: int, name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    seal = session.names.seal_value
-    return seal(ino, XATTR_NAME, name), seal(ino, XATTR_VALUE + name, value)
 
 
 def remove_xattr(session: Session, command: RemoveXattr) -> Done:
     """RemoveXattr."""
     validation.check_xattr(command.name)
     ino = session.inward(command.ino)
-    sealed_name = session.names.seal_value(ino, XATTR_NAME, command.name)
-    session.catalog.xattrs.remove(session.tenant, ino, sealed_name, session.now_ns())
+    session.catalog.xattrs.remove(session.tenant, ino, sealed_name(session, ino, command.name), session.now_ns())
+    if command.name.startswith(retention.PREFIX):
+        session_retention.apply(session, ino, command.name, None)
     session.announce(ObjectChanged(ino))
     return Done()
 
@@ -143,6 +143,7 @@ def rename(session: Session, command: Rename) -> Removed:
     target = entry_of(session, command.new_parent, command.new_name)
     keep_for = session.attachment if command.keep_open else None
     removed = session.catalog.renames.rename(source, target, command.flags, session.now_ns(), keep_for)
+    session.after_commit(lambda: session.service.retention.moved(session.tenant))
     session.announce(EntryGone(command.parent, command.name))
     session.announce(EntryGone(command.new_parent, command.new_name))
     return Removed(removed.ino, removed.nlink)
@@ -179,11 +180,13 @@ def _publication(session: Session, command: Commit) -> Publication:
     validation.check_times(command.atime_ns, command.mtime_ns, command.ctime_ns)
     validation.check_size(command.size)
     validation.check_size(command.base_limit_bytes)
+    entry = entry_of(session, command.entry.parent, command.entry.name) if command.entry else None
+    flags, xattrs = _kept(session, command, entry)
     return Publication(
         attachment=session.attachment,
         tenant=session.tenant,
         ino=command.ino,
-        entry=entry_of(session, command.entry.parent, command.entry.name) if command.entry else None,
+        entry=entry,
         size=command.size,
         base_limit_bytes=command.base_limit_bytes,
         mode=stat.S_IFREG | stat.S_IMODE(command.mode),
@@ -192,15 +195,21 @@ def _publication(session: Session, command: Commit) -> Publication:
         atime_ns=command.atime_ns,
         mtime_ns=command.mtime_ns,
         ctime_ns=command.ctime_ns,
-        xattrs=_sealed_xattrs(session, command),
+        xattrs=[sealed_xattr(session, command.ino, name, value) for name, value in xattrs],
         keep_open=command.keep_open,
+        flags=flags,
     )
 
 
-def _sealed_xattrs(session: Session, command: Commit) -> list[tuple[bytes, bytes]]:
+def _kept(session: Session, command: Commit, entry: Entry | None) -> tuple[int | None, Sequence[tuple[bytes, bytes]]]:
+    """How long it is kept, as flags (None: as before), and its attributes with what directories add to them."""
     plain_bytes = sum(len(name) + len(value) for name, value in command.xattrs)
     if plain_bytes > limits.XATTRS_PER_OBJECT_MAX_BYTES:
         raise XattrTooLargeError(f"object {command.ino}: {plain_bytes} bytes of attributes")
     for name, value in command.xattrs:
         validation.check_xattr(name, value)
-    return [_sealed_xattr(session, command.ino, name, value) for name, value in command.xattrs]
+    if entry is not None:
+        return session_retention.of_new_object(session, command, entry.parent)
+    if any(name.startswith(retention.PREFIX) for name, _ in command.xattrs):
+        raise InvalidArgumentError(f"object {command.ino} is published: how long it is kept is set by SetXattr")
+    return session_retention.of_rewritten_object(session, command.ino), command.xattrs
