@@ -127,8 +127,9 @@ class _Daemon:
             ):
                 nursery.start_soon(self.server.run, listeners)
                 nursery.start_soon(_feed_watchdog)
-                mounts.remove_stale([runtime])
+                # in this order: what a killed daemon left has the same names, and is overwritten, not removed
                 mounts.write_record(runtime, self.record)
+                mounts.remove_stale([runtime])
                 self.state = "serving"
                 notify(f"READY=1\nMAINPID={os.getpid()}")
                 log.info("serving pool %s on %s", self.record.pool, self.record.mountpoint)
