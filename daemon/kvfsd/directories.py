@@ -20,6 +20,8 @@ from pathlib import Path
 from kvfs.errors import ConfigError
 
 SYSTEM_RUNTIME = Path("/run/kvfs")
+SYSTEM_DAEMON_RUNTIME = Path("/run/kvfsd/kvfs")
+"""Of the system's daemon, which has a user of its own (systemd/kvfsd.service)."""
 
 
 def _base(environment: Mapping[str, str], variable: str, fallback: str) -> Path:
@@ -51,9 +53,8 @@ def runtime(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def runtime_searched(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Directories to look for mount records in: ours, and the system's (mounts of fstab and systemd)."""
-    own = runtime(environment)
-    return [own] if own == SYSTEM_RUNTIME else [own, SYSTEM_RUNTIME]
+    """Directories to look for records in: ours, and the system's (mounts of fstab and systemd, its daemon)."""
+    return list(dict.fromkeys((runtime(environment), SYSTEM_RUNTIME, SYSTEM_DAEMON_RUNTIME)))
 
 
 def ensure_private(directory: Path) -> Path:
