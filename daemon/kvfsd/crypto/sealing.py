@@ -148,16 +148,23 @@ def decrypt_record(key: bytes, identity: RecordIdentity, tag: bytes, record: mem
     if len(out) < length:
         raise InvalidArgumentError(f"open: want room for {length} bytes, have {len(out)}")
     header = _asked_header(identity, record)
-    try:
-        check_body(header, record, "")
-    except FormatError as error:
-        _refuse(Check.OUTER, identity, str(error).lstrip(": "), error)
+    if len(record) < record_bytes(length):
+        _check_outer(header, record)
     plaintext = out[:length]
     try:
         return _decrypt(key, identity, tag, record, plaintext)
     except BadRecordError:
         plaintext[:] = bytes(length)
+        # The cipher's tag proves more than the outer checksum, which is asked only to tell rot from tampering.
+        _check_outer(header, record)
         raise
+
+
+def _check_outer(header: RecordHeader, record: memoryview) -> None:
+    try:
+        check_body(header, record, "")
+    except FormatError as error:
+        _refuse(Check.OUTER, header.identity, str(error).lstrip(": "), error)
 
 
 def verify_payload(identity: RecordIdentity, checksum: int, plaintext: memoryview) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from kvfs import limits
+from kvfs.buffers import BATCH
 from kvfs.errors import (
     InternalError,
 )
@@ -265,10 +266,11 @@ async def test_a_cancelled_write_gives_everything_back(bench: Bench, autojump_cl
 
 async def test_buffers_are_reused(bench: Bench) -> None:
     ino = await bench.host.allocate()
-    for block in range(4):
+    blocks = 2 * BATCH
+    for block in range(blocks):
         await bench.host.write_block(ino, block, b"x")
-    await bench.host.commit(ino, 4 * MIB, b"file")
-    for block in range(4):
+    await bench.host.commit(ino, blocks * MIB, b"file")
+    for block in range(blocks):
         await bench.host.read_block(ino, block)
-    assert len(bench.path.records._idle) == 1
-    assert len(bench.path.plaintexts._idle) == 1
+    assert bench.path.records.mapped == BATCH
+    assert bench.path.plaintexts.mapped == BATCH
