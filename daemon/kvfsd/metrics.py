@@ -89,6 +89,8 @@ class Counters:
     purged_objects: int = 0
     medium_retries: int = 0
     """Reads or writes that were tried again after a medium did not answer."""
+    placed_elsewhere: int = 0
+    """Records that went to other media than those of their first choice, because one was full or did not answer."""
     metadata_log_waits: int = 0
     """Commands that waited because the metadata log was too far behind."""
     checkpoint_waits: int = 0

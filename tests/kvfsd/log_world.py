@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from kvfs.errors import BadRecordError, MediumUnavailableError
@@ -61,9 +61,7 @@ class MemoryStore:
         self.unsettled: list[Location] = []
         self.flushes = 0
 
-    async def append(
-        self, tenant: int, epoch: int, media: Sequence[int], record: memoryview, kind: SegmentKind
-    ) -> tuple[Location, ...]:
+    async def append(self, tenant: int, epoch: int, record: memoryview, kind: SegmentKind) -> tuple[Location, ...]:
         if self._media.failing:
             raise MediumUnavailableError("medium 0 is away")
         location = self.place(kind, tenant, epoch, len(record))
@@ -109,7 +107,7 @@ class LogWorld(World):
 
     def start(self) -> None:
         self.store_port = MemoryStore(self.catalog, self.media)
-        ports = LogPorts(self.store_port, seal, lambda tenant: [0], self.store_port.flush)
+        ports = LogPorts(self.store_port, seal, self.store_port.flush)
         self.log = MetadataLog(self.catalog, ports)
         with self.catalog.transaction():
             self.catalog.tenants.put_slots([KeySlotRow(0, 0, b"system names"), KeySlotRow(0, 1, b"system")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kvfs import limits
 from kvfs.errors import InternalError, NotFoundError
@@ -12,9 +12,10 @@ from kvfsd.catalog.rows import BlockRow, Location, PlacedBlock, SegmentRow
 from kvfsd.catalog.schema import SegmentState
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.record import record_bytes
+from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.ondisk.superblock import Superblock
 from kvfsd.segments.space import OpenMedium
-from kvfsd.segments.store import SegmentStore
+from kvfsd.segments.store import Append, SegmentStore
 
 POOL = bytes(range(16))
 UNIT = limits.RECORD_ALIGN_BYTES
@@ -148,3 +149,14 @@ def opened(index: int = 0, medium: object = None) -> OpenMedium:
 
 def store_over(catalog: FakeCatalog, *media: OpenMedium) -> SegmentStore:
     return SegmentStore(media, catalog, catalog.transaction, catalog.barrier)
+
+
+async def append(
+    store: SegmentStore, tenant: int, epoch: int, media: Sequence[int], data: memoryview, kind: SegmentKind
+) -> tuple[Location, ...]:
+    """Append to all media or none -> the locations, not settled, in the order of the media."""
+    done, errors = await store.append_each(Append(tenant, epoch, data, kind), media)
+    if errors:
+        store.settle(done.values())
+        raise next(iter(errors.values()))
+    return tuple(done[index] for index in media)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +23,8 @@ from kvfsd.crypto import sealing
 from kvfsd.crypto.keys import KeyRing
 from kvfsd.datapath import placement
 from kvfsd.datapath.admission import Admission
-from kvfsd.datapath.placement import MediumWeight
+from kvfsd.datapath.backoff import Backoff
+from kvfsd.datapath.recordwriter import Copies, RecordWriter
 from kvfsd.datapath.scheduler import Scheduler, Slot
 from kvfsd.datapath.stages import (
     Admitted,
@@ -51,15 +51,12 @@ from kvfsd.metrics import Metrics
 from kvfsd.ondisk.record import SALT_BYTES, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.ports import Ports
-from kvfsd.segments.store import SegmentStore
+from kvfsd.segments.store import Append, SegmentStore
 from kvfsd.service.validation import check_block, check_ino
 
 log = logging.getLogger(__name__)
 
 RECORD_BUFFER_BYTES: Final = record_bytes(limits.BLOCK_BYTES)
-BACKOFF_FIRST_MS: Final = 10
-BACKOFF_MAX_MS: Final = 250
-"""Pauses before a medium is asked again: doubled each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ class DataPath:
     catalog: Catalog
     store: SegmentStore
     ring: KeyRing
-    weights: Sequence[MediumWeight]
+    writer: RecordWriter
     replicas: int
     admission: Admission
     scheduler: Scheduler
@@ -152,28 +149,21 @@ def seal(path: DataPath, digested: Digested) -> Sealed:
 
 @stage("write", "place", Sealed)
 def place(path: DataPath, sealed: Sealed) -> Placed:
-    """Choose media by rendezvous of object and block; a rewrite goes where the block was."""
+    """Choose media by rendezvous of object and block: a rewrite goes where the block was, if there is room."""
     key = placement.block_key(path.pool, sealed.target.ino, sealed.target.block)
-    media = placement.place(key, path.weights, path.replicas)
+    copies = Copies(key, path.replicas, path.replicas)
+    media = path.writer.choose(copies)
     if not media:
         raise MediumUnavailableError(f"{sealed.target}: no medium of the pool takes records")
-    return Placed(sealed, media)
+    return Placed(sealed, copies, media)
 
 
 @async_stage("write", "write", Placed)
 async def write(path: DataPath, placed: Placed) -> Written:
-    """Append the record to a segment of each medium; one that does not answer is asked again until the deadline."""
-    sealed = placed.sealed
-    identity = sealed.identity
-    pause = _Pause(path, f"{sealed.target}: write")
-    while True:
-        try:
-            locations = await path.store.append(
-                identity.tenant, identity.epoch, placed.media, sealed.record, SegmentKind.DATA
-            )
-            return Written(sealed, locations)
-        except MediumUnavailableError as error:
-            await pause.wait(error)
+    """Append the record to a segment of each medium, or of another one if it fails; asked again until the deadline."""
+    sealed, identity = placed.sealed, placed.sealed.identity
+    record = Append(identity.tenant, identity.epoch, sealed.record, SegmentKind.DATA)
+    return Written(sealed, await path.writer.write_to(placed.media, record, placed.copies, sealed.target))
 
 
 @stage("write", "commit", Written)
@@ -206,7 +196,7 @@ async def read_block(path: DataPath, request: ReadRequest) -> Verified | None:
     scheduled = await schedule_read(path, admit_read(path, request))
     try:
         attempt = Attempt(scheduled)
-        pause = _Pause(path, f"{request.target}: read")
+        pause = Backoff(path.metrics, path.medium_deadline_ms)
         while (located := locate(path, attempt)) is not None:
             try:
                 return await _read_replica(path, located)
@@ -217,7 +207,7 @@ async def read_block(path: DataPath, request: ReadRequest) -> Verified | None:
             except MediumUnavailableError as error:
                 attempt = attempt.without_away(located)
                 if attempt.exhausted(located.row):
-                    await pause.wait(error)
+                    await pause.wait(request.target, error)
                     attempt = attempt.again()
         return None
     finally:
@@ -321,26 +311,6 @@ def verify(path: DataPath, opened: Opened) -> Verified:
 
 
 # --- both ----------------------------------------------------------------------------------------------
-
-
-class _Pause:
-    """Back-off between attempts at a medium, until the path's deadline for media."""
-
-    def __init__(self, path: DataPath, what: str) -> None:
-        self._path = path
-        self._what = what
-        self._next_ms = BACKOFF_FIRST_MS
-        self._deadline = trio.current_time() + path.medium_deadline_ms / 1000
-
-    async def wait(self, error: MediumUnavailableError) -> None:
-        """Sleep a little longer than last time; MediumUnavailableError once the deadline has passed."""
-        if trio.current_time() >= self._deadline:
-            raise MediumUnavailableError(
-                f"{self._what} gave up after {self._path.medium_deadline_ms} ms: {error}"
-            ) from error
-        self._path.metrics.counters.medium_retries += 1
-        await trio.sleep(self._next_ms / 1000)
-        self._next_ms = min(2 * self._next_ms, BACKOFF_MAX_MS)
 
 
 def release_plaintext(path: DataPath, verified: Verified) -> None:

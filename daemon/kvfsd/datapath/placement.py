@@ -8,7 +8,7 @@ in proportion to w (weighted rendezvous, Schindelhauer and Schomaker 2005).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +58,26 @@ def place(key: bytes, media: Sequence[MediumWeight], replicas: int) -> tuple[int
                 rest.append(medium)
         ranked = rest
     return tuple(medium.index for medium in chosen)
+
+
+def place_without(
+    key: bytes, media: Sequence[MediumWeight], replicas: int, least: int, avoid: Collection[int]
+) -> tuple[int, ...]:
+    """As `place`, on none of the media in `avoid`; empty unless that is as safe as `least` copies on any of the media.
+
+    That is: as many copies, in as many failure domains. A record that is stored less safely would have to be found and
+    repaired later, so it is not stored at all.
+    """
+    chosen = place(key, [medium for medium in media if medium.index not in avoid], replicas)
+    wanted = place(key, media, least)
+    if len(chosen) < len(wanted) or _domains(media, chosen) < _domains(media, wanted):
+        return ()
+    return chosen
+
+
+def _domains(media: Sequence[MediumWeight], chosen: Collection[int]) -> int:
+    """How many failure domains the chosen media are in."""
+    return len({medium.failure_domain or medium.uuid for medium in media if medium.index in chosen})
 
 
 def rank(key: bytes, media: Sequence[MediumWeight]) -> list[MediumWeight]:

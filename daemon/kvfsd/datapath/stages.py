@@ -19,6 +19,7 @@ from kvfs.queuepair import Buffer
 from kvfsd.catalog.rows import BlockRow, Location
 from kvfsd.crypto.sealing import Payload
 from kvfsd.datapath.admission import Reservation
+from kvfsd.datapath.recordwriter import Copies
 from kvfsd.datapath.scheduler import Slot
 from kvfsd.metrics import Metrics, StageMetrics
 from kvfsd.ondisk.record import RecordIdentity
@@ -86,9 +87,10 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The media that the record's replicas go to, best first."""
+    """The media that the record's replicas go to, best first; `copies` is what they were chosen by."""
 
     sealed: Sealed
+    copies: Copies
     media: tuple[int, ...]
 
 

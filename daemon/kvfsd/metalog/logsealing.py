@@ -5,32 +5,45 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kvfs import limits
+from kvfsd.catalog.rows import Location
 from kvfsd.crypto import keys, sealing
 from kvfsd.datapath import placement
 from kvfsd.datapath.pipeline import DataPath
+from kvfsd.datapath.recordwriter import Copies
 from kvfsd.metalog.metadata_log import LogPayload, LogPorts, SealedLogPayload
 from kvfsd.ondisk.record import SALT_BYTES, RecordIdentity, RecordType, record_bytes
+from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.ports import Randomness
+from kvfsd.segments.store import Append
 
 LOG_OBJECT = 0
 """The object number of records that belong to no file."""
 
 
 def log_ports(path: DataPath, flush: Callable[[], Awaitable[None]]) -> LogPorts:
-    """The ports of a pool's metadata log. A tenant's log stays on the same media, in segments of its own.
-
-    System records have as many replicas as there may be, whatever the pool's own number.
+    """The ports of a pool's metadata log. A tenant's log stays on the same media while they take it, in segments of
+    its own. System records have as many replicas as there may be, whatever the pool's own number.
     """
 
     def seal(asked: LogPayload) -> SealedLogPayload:
         return seal_log_record(path, asked)
 
-    def place(tenant: int) -> tuple[int, ...]:
+    return LogPorts(_LogStore(path), seal, flush)
+
+
+class _LogStore:
+    """Appends records of the log, rather elsewhere than not at all."""
+
+    def __init__(self, path: DataPath) -> None:
+        self._path = path
+        self.settle = path.store.settle
+
+    async def append(self, tenant: int, epoch: int, record: memoryview, kind: SegmentKind) -> tuple[Location, ...]:
+        path = self._path
         # Without a system record nothing of a pool can be rebuilt, so a lost medium must not take the only one.
         replicas = limits.REPLICAS_MAX if tenant == keys.SYSTEM_TENANT else path.replicas
-        return placement.place(placement.block_key(path.pool, LOG_OBJECT, tenant), path.weights, replicas)
-
-    return LogPorts(path.store, seal, place, flush)
+        copies = Copies(placement.block_key(path.pool, LOG_OBJECT, tenant), replicas, path.replicas, fills=False)
+        return await path.writer.write(Append(tenant, epoch, record, kind), copies, f"metadata log of tenant {tenant}")
 
 
 def seal_log_record(path: DataPath, asked: LogPayload) -> SealedLogPayload:

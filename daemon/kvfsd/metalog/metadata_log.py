@@ -75,12 +75,10 @@ class SystemReplacement:
 
 
 class LogStore(Protocol):
-    """The part of `SegmentStore` that the log needs."""
+    """What the log needs of segments and placement."""
 
-    async def append(
-        self, tenant: int, epoch: int, media: Sequence[int], record: memoryview, kind: SegmentKind
-    ) -> tuple[Location, ...]:
-        """Write a record to each of `media`; its segments have rows in the catalog afterwards."""
+    async def append(self, tenant: int, epoch: int, record: memoryview, kind: SegmentKind) -> tuple[Location, ...]:
+        """Write a record to the media of the tenant's log; its segments have rows in the catalog afterwards."""
         ...
 
     def settle(self, locations: Iterable[Location]) -> None:
@@ -90,11 +88,10 @@ class LogStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogPorts:
-    """What the log is given: `seal` (keys), `place` (media for a tenant's log), `flush` (media, then catalog)."""
+    """What the log is given: `store`, `seal` (keys), `flush` (media, then catalog)."""
 
     store: LogStore
     seal: Seal
-    place: Callable[[int], Sequence[int]]
     flush: Callable[[], Awaitable[None]]
 
 
@@ -189,8 +186,7 @@ class MetadataLog:
 
     async def _append(self, sealing: LogPayload, seal: Seal, kind: SegmentKind) -> tuple[Location, ...]:
         sealed = seal(sealing)
-        media = self._ports.place(sealing.tenant)
-        return await self._ports.store.append(sealing.tenant, sealed.epoch, media, sealed.record, kind)
+        return await self._ports.store.append(sealing.tenant, sealed.epoch, sealed.record, kind)
 
     # --- system records --------------------------------------------------------------------------------
 

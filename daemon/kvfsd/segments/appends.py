@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
 from kvfs import limits
-from kvfs.errors import FormatError, InvalidArgumentError, PoolFullError
+from kvfs.errors import FormatError, InvalidArgumentError, MediumUnavailableError, PoolFullError
 from kvfsd.catalog.rows import Location, SegmentRow
 from kvfsd.catalog.schema import SegmentState
-from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader
+from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader, SegmentKind
 from kvfsd.segments.space import MediumSpace, SegmentUse, SpaceWaiter, Stream
 
 SPACE_DEADLINE_MS: Final = limits.MEDIUM_DEADLINE_MS
 """How long a writer waits for the collector when no segment is free."""
+
+
+class Append(NamedTuple):
+    """A record (whole 4 KiB units) to append to the segments of its kind, tenant and key epoch.
+
+    `wait`: with no segment free the collector gets time to find space. A medium that does not answer within
+    `deadline_ms`, that wait not counted, is an error.
+    """
+
+    tenant: int
+    epoch: int
+    record: memoryview
+    kind: SegmentKind
+    wait: bool = True
+    deadline_ms: int = limits.COMMAND_DEADLINE_MS
 
 
 class SegmentTable(Protocol):
@@ -55,21 +70,26 @@ class SegmentAppender:
         self._transaction = transaction
         self.wake_collector: Callable[[], None] | None = None
 
-    async def append(
-        self, space: MediumSpace, stream: Stream, record: memoryview, keep: int, *, wait: bool = True
-    ) -> Location:
-        """Append to one medium, leaving `keep` segments free; with `wait` the collector gets time to find space."""
-        length = len(record)
+    async def append(self, space: MediumSpace, what: Append, keep: int) -> Location:
+        """Append to one medium, leaving `keep` segments free."""
+        length = len(what.record)
         if not 0 < length <= space.capacity_bytes or length % limits.RECORD_ALIGN_BYTES:
             raise InvalidArgumentError(
                 f"record of {length} bytes: want a multiple of {limits.RECORD_ALIGN_BYTES} up to {space.capacity_bytes}"
             )
-        deadline = trio.current_time() + SPACE_DEADLINE_MS / 1000
+        stream = Stream(what.kind, what.tenant, what.epoch)
+        give_up_at = trio.current_time() + SPACE_DEADLINE_MS / 1000
         while True:
-            location = await self._append_now(space, stream, record, keep)
+            location = None
+            with trio.move_on_after(what.deadline_ms / 1000) as scope:
+                location = await self._append_now(space, stream, what.record, keep)
             if location is not None:
                 return location
-            if not wait or not await self._space_freed(space, deadline):
+            if scope.cancelled_caught:
+                raise MediumUnavailableError(
+                    f"medium {space.index} ({space.medium.name}) did not answer in {what.deadline_ms} ms"
+                )
+            if not what.wait or not await self._space_freed(space, give_up_at):
                 left = space.free_segments
                 raise PoolFullError(f"medium {space.index} ({space.medium.name}) is full: {left} segments left")
 

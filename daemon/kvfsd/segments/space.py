@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -20,6 +20,9 @@ from kvfsd.catalog.schema import SegmentState
 from kvfsd.media.base import Capability, Medium
 from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader, SegmentKind
 from kvfsd.ondisk.superblock import Superblock
+
+KEEP_FROM_WRITERS: Final = 2
+"""Segments of each medium that data writers leave free: one for the collector's copies, one for the metadata log."""
 
 
 class OpenMedium(NamedTuple):
@@ -77,9 +80,12 @@ class SpaceWaiter:
 
 
 class MediumSpace:
-    """The segments of one medium. FormatError if the catalog's rows do not fit the medium."""
+    """The segments of one medium. FormatError if the catalog's rows do not fit the medium.
 
-    def __init__(self, opened: OpenMedium, rows: Iterable[SegmentRow]) -> None:
+    `without_room` is shared by all media of a pool: the indices of those on which data writers can open no segment.
+    """
+
+    def __init__(self, opened: OpenMedium, rows: Iterable[SegmentRow], without_room: set[int]) -> None:
         self.medium = opened.medium
         self.superblock = opened.superblock
         self.index = opened.superblock.medium_index
@@ -94,6 +100,8 @@ class MediumSpace:
             self._adopt(row)
         self._free = [number for number in range(self.superblock.segment_count) if number not in self.in_use]
         self._trimmed: set[int] = set()
+        self._without_room = without_room
+        self._note_room()
 
     @property
     def free_segments(self) -> int:
@@ -113,6 +121,7 @@ class MediumSpace:
             return None
         segment = SegmentUse(heapq.heappop(self._free), stream)
         self.in_use[segment.number] = segment
+        self._note_room()
         return segment
 
     def fits(self, segment: SegmentUse, length: int) -> bool:
@@ -130,6 +139,7 @@ class MediumSpace:
         del self.in_use[segment.number]
         self._trimmed.add(segment.number)
         heapq.heappush(self._free, segment.number)
+        self._note_room()
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter.answer(freed=True)
@@ -138,6 +148,13 @@ class MediumSpace:
         """The segment was taken and nothing was done with it."""
         del self.in_use[segment.number]
         heapq.heappush(self._free, segment.number)
+        self._note_room()
+
+    def _note_room(self) -> None:
+        if len(self._free) > KEEP_FROM_WRITERS:
+            self._without_room.discard(self.index)
+        else:
+            self._without_room.add(self.index)
 
     def segment(self, number: int) -> SegmentUse:
         """The segment in use; NotFoundError if it is free."""

@@ -17,13 +17,11 @@ import trio
 from kvfs.errors import KvfsError, MediumUnavailableError, PoolFullError
 from kvfsd.catalog.rows import Location
 from kvfsd.ondisk.segment import SegmentKind
-from kvfsd.segments.appends import SPACE_DEADLINE_MS, SegmentAppender, SegmentTable
-from kvfsd.segments.space import MediumSpace, OpenMedium, Stream
+from kvfsd.segments.appends import SPACE_DEADLINE_MS, Append, SegmentAppender, SegmentTable
+from kvfsd.segments.space import KEEP_FROM_WRITERS, MediumSpace, OpenMedium
 
-__all__ = ["SPACE_DEADLINE_MS", "OpenMedium", "SegmentStore", "SegmentTable"]
+__all__ = ["KEEP_FROM_WRITERS", "SPACE_DEADLINE_MS", "Append", "OpenMedium", "SegmentStore", "SegmentTable"]
 
-KEEP_FROM_WRITERS: Final = 2
-"""Segments of each medium that data writers leave free: one for the collector's copies, one for the metadata log."""
 KEEP_FROM_COLLECTOR: Final = 1
 
 
@@ -47,30 +45,47 @@ class SegmentStore:
         self._releasing = trio.Lock()
         self._appender = SegmentAppender(table, transaction)
         rows = table.all()
+        self.without_room: set[int] = set()
+        """Indices of media on which data writers can open no other segment now."""
         self.spaces: dict[int, MediumSpace] = {}
         for opened in media:
             index = opened.superblock.medium_index
-            self.spaces[index] = MediumSpace(opened, (row for row in rows if row.medium == index))
+            self.spaces[index] = MediumSpace(opened, (row for row in rows if row.medium == index), self.without_room)
         self._close_unresumable()
 
     # --- appending -------------------------------------------------------------------------------------
 
-    async def append(
-        self, tenant: int, epoch: int, media: Sequence[int], record: memoryview, kind: SegmentKind
-    ) -> tuple[Location, ...]:
-        """Write `record` (whole 4 KiB units) to each of `media`, all or an error -> its locations, in that order.
+    async def append_each(self, what: Append, media: Sequence[int]) -> tuple[dict[int, Location], dict[int, KvfsError]]:
+        """Write a record to each medium -> its locations and the media's errors, both by medium.
 
-        The caller calls `settle` with them once its rows are committed or given up. Raises PoolFullError if a medium
-        has no free segment and collecting finds none within SPACE_DEADLINE_MS, MediumUnavailableError if a write fails.
+        What went well stays: the caller calls `settle` once for each location, when its rows are committed or given up.
+        Errors are PoolFullError (no segment is free, and collecting found none if it was waited for) and
+        MediumUnavailableError; any other one is raised, and nothing stays.
         """
-        stream = Stream(kind, tenant, epoch)
-        keep = KEEP_FROM_WRITERS if kind is SegmentKind.DATA else 0
-        if not media:
-            raise PoolFullError("no medium of the pool takes new records")
-        if len(media) == 1:
-            return (await self._appender.append(self._space(media[0]), stream, record, keep),)
-        spaces = [self._space(index) for index in media]
-        return await self._append_to_each(spaces, stream, record, keep)
+        done: dict[int, Location] = {}
+        errors: dict[int, KvfsError] = {}
+        keep = KEEP_FROM_WRITERS if what.kind is SegmentKind.DATA else 0
+
+        async def one(index: int) -> None:
+            try:
+                done[index] = await self._appender.append(self._space(index), what, keep)
+            except KvfsError as error:
+                errors[index] = error
+
+        try:
+            if len(media) == 1:
+                await one(media[0])
+            else:
+                async with trio.open_nursery() as nursery:
+                    for index in media:
+                        nursery.start_soon(one, index)
+            for error in errors.values():
+                if not isinstance(error, MediumUnavailableError | PoolFullError):
+                    raise error
+        except BaseException:
+            self.settle(done.values())
+            raise
+        return done, errors
 
     async def append_copy(self, source: Location, record: memoryview) -> Location:
         """Write a copy of a record of `source`'s segment to the same medium and stream, for the collector.
@@ -79,37 +94,13 @@ class SegmentStore:
         """
         space = self._space(source.medium)
         stream = space.segment(source.segment).stream
-        return await self._appender.append(space, stream, record, KEEP_FROM_COLLECTOR, wait=False)
+        what = Append(stream.tenant, stream.epoch, record, stream.kind, wait=False)
+        return await self._appender.append(space, what, KEEP_FROM_COLLECTOR)
 
     def settle(self, locations: Iterable[Location]) -> None:
         """What was appended at `locations` is in the catalog now, or never will be: their segments may be released."""
         for location in locations:
             self.spaces[location.medium].segment(location.segment).unsettled -= 1
-
-    async def _append_to_each(
-        self, spaces: list[MediumSpace], stream: Stream, record: memoryview, keep: int
-    ) -> tuple[Location, ...]:
-        """Append to several media at once; if one fails, the others' copies are given up and its error is raised."""
-        done: dict[int, Location] = {}
-        errors: list[KvfsError] = []
-
-        async def one(space: MediumSpace) -> None:
-            try:
-                done[space.index] = await self._appender.append(space, stream, record, keep)
-            except KvfsError as error:
-                errors.append(error)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for space in spaces:
-                    nursery.start_soon(one, space)
-        except BaseException:
-            self.settle(done.values())
-            raise
-        if errors:
-            self.settle(done.values())
-            raise errors[0]
-        return tuple(done[space.index] for space in spaces)
 
     # --- opening and closing -------------------------------------------------------------------------
 
@@ -156,22 +147,10 @@ class SegmentStore:
 
     # --- space -----------------------------------------------------------------------------------------
 
-    def has_room(self, medium: int) -> bool:
-        """True if data writers could open another segment on this medium now."""
-        space = self.spaces.get(medium)
-        return space is not None and space.free_segments > KEEP_FROM_WRITERS
-
     def free_bytes(self) -> int:
         """Room for records in free segments, less what writers must leave; garbage not counted."""
         spaces = self.spaces.values()
         return sum(max(0, space.free_segments - KEEP_FROM_WRITERS) * space.capacity_bytes for space in spaces)
-
-    def total_bytes(self) -> int:
-        """What `free_bytes` is for an empty pool."""
-        spaces = self.spaces.values()
-        return sum(
-            max(0, space.superblock.segment_count - KEEP_FROM_WRITERS) * space.capacity_bytes for space in spaces
-        )
 
     def collect_with(self, wake: Callable[[], None]) -> None:
         """From now on writers that find no free segment call `wake` and wait for an answer in `waiters`.

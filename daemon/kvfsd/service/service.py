@@ -26,6 +26,7 @@ from kvfsd.datapath import capacity
 from kvfsd.datapath.admission import Admission
 from kvfsd.datapath.pipeline import RECORD_BUFFER_BYTES, DataPath
 from kvfsd.datapath.placement import MediumWeight
+from kvfsd.datapath.recordwriter import RecordWriter
 from kvfsd.datapath.scheduler import Scheduler
 from kvfsd.eviction.policy import Watermarks
 from kvfsd.metalog.logsealing import log_ports
@@ -111,7 +112,7 @@ class Service:
             catalog=pool.catalog,
             store=self.store,
             ring=pool.ring,
-            weights=weights,
+            writer=RecordWriter(self.store, weights, self.metrics, self.options.medium_deadline_ms),
             replicas=pool.replicas,
             admission=self.admission,
             scheduler=Scheduler(slots),

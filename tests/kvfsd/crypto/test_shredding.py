@@ -58,7 +58,7 @@ def cut_at(pool: Pool, service: Service, step: str, *, after: bool) -> None:
     elif step == "mark":
         cut(service.catalog.database, "set_meta", after=after)
     elif step == "append":
-        cut(service.store, "append", after=after)
+        cut(log._ports.store, "append", after=after)
     elif step == "flush":
         cut_flush(log, after=after)
     elif step == "commit":
@@ -191,14 +191,14 @@ async def test_nothing_is_shredded_if_a_tenant_is_made_meanwhile(tmp_path: Path)
     pool = await make_pool(tmp_path)
     old = pool.ring.slot_key
     async with serving(pool) as service:
-        append = service.store.append
+        append = service.store.append_each
 
         async def make_one(*arguments: Any) -> Any:
             if pool.tenants.list()[-1].name != "late":
                 pool.tenants.create("late")
             return await append(*arguments)
 
-        service.store.append = make_one  # type: ignore[method-assign]
+        service.store.append_each = make_one  # type: ignore[method-assign]
         with pytest.raises(PoolBusyError, match="during the shred"):
             await shred_tenant(pool, service.metadata_log, pool.tenants.show(TENANT).number)
         await service.metadata_log.drain()

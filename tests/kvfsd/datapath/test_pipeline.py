@@ -258,7 +258,7 @@ async def test_a_commit_that_fails_settles_its_segments(bench: Bench, monkeypatc
 async def test_a_cancelled_write_gives_everything_back(bench: Bench, autojump_clock: trio.testing.MockClock) -> None:
     bench.media[0].set_faults([Fault(FaultKind.DELAY, Operation.WRITE, probability=1.0, delay_ms=5_000)])
     request = await bench.write_request(b"data")
-    with trio.move_on_after(1) as scope:
+    with trio.move_on_after(0.1) as scope:
         await pipeline.write_block(bench.path, request)
     assert scope.cancelled_caught
     assert bench.holds_nothing()

@@ -1,11 +1,12 @@
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfs.errors import InvalidArgumentError
-from kvfsd.datapath.placement import MediumWeight, block_key, place, rank
+from kvfsd.datapath.placement import MediumWeight, block_key, place, place_without, rank
 
 KEYS = [block_key(bytes(16), ino, ino % 7) for ino in range(100_000)]
 
@@ -107,3 +108,33 @@ def test_known_vectors():
     media = [medium(0), medium(1, 2), medium(2, 3, "a"), medium(3, 4, "a")]
     found = [place(block_key(bytes(range(16)), ino, 0), media, 3) for ino in range(2, 10)]
     assert found == [(2, 1, 0), (2, 1, 0), (0, 2, 1), (3, 0, 1), (3, 0, 1), (3, 1, 0), (2, 1, 0), (2, 0, 1)]
+
+
+@given(
+    st.binary(min_size=1, max_size=40),
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "a", "b", "c"])), max_size=8),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 7)),
+)
+def test_a_choice_without_some_media_is_as_safe_or_none(key, specs, replicas, avoid):
+    media = [medium(index, weight, domain) for index, (weight, domain) in enumerate(specs)]
+    first = place(key, media, replicas)
+    chosen = place_without(key, media, replicas, replicas, avoid)
+    assert not avoid & set(chosen)
+    if chosen:
+        assert len(chosen) == len(first)
+        assert domains(media, chosen) == domains(media, first)
+        assert set(first) - avoid <= set(chosen), "what is good already stays where it is"
+    elif first:
+        usable = [entry.index for entry in media if entry.weight and entry.index not in avoid]
+        assert len(usable) < len(first) or domains(media, usable) < domains(media, first)
+
+
+def domains(media: list[MediumWeight], chosen: Sequence[int]) -> int:
+    return len({media[index].failure_domain or index for index in chosen})
+
+
+def test_fewer_than_wished_will_do_if_they_are_enough():
+    media = [medium(0), medium(1), medium(2)]
+    assert set(place_without(b"key", media, 3, 2, {1})) == {0, 2}
+    assert place_without(b"key", media, 3, 2, {1, 2}) == ()

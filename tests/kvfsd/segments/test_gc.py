@@ -3,7 +3,7 @@ import random
 import pytest
 import trio
 import xxhash
-from segment_fakes import POOL, FakeCatalog, opened, store_over
+from segment_fakes import POOL, FakeCatalog, append, opened, store_over
 
 from kvfs import limits
 from kvfs.errors import MediumUnavailableError, PoolFullError
@@ -49,7 +49,7 @@ class Pool:
 
     async def put(self, ino: int, length: int = MIB, tenant: int = 1, media=(0,)) -> tuple[Location, ...]:
         record = self.sealed(tenant, ino, length)
-        locations = await self.store.append(tenant, 1, media, memoryview(record), SegmentKind.DATA)
+        locations = await append(self.store, tenant, 1, media, memoryview(record), SegmentKind.DATA)
         row = BlockRow(0, self.generation, length, 1, bytes(16), locations)
         self.catalog.put_block(tenant, ino, row)
         self.store.settle(locations)

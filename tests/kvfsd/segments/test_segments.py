@@ -2,10 +2,11 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segment_fakes import FakeCatalog, opened, store_over, superblock_of
+from segment_fakes import FakeCatalog, append, opened, store_over, superblock_of
 
 from kvfs import limits
 from kvfs.errors import (
+    FailsafeError,
     FormatError,
     InvalidArgumentError,
     MediumUnavailableError,
@@ -19,7 +20,7 @@ from kvfsd.media.faulty import Fault, FaultKind, FaultyMedium, Operation
 from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.segment import HEADER_BYTES, SegmentHeader, SegmentKind
 from kvfsd.segments.scan import read_segment_header
-from kvfsd.segments.store import KEEP_FROM_WRITERS, SPACE_DEADLINE_MS
+from kvfsd.segments.store import KEEP_FROM_WRITERS, SPACE_DEADLINE_MS, Append
 
 UNIT = limits.RECORD_ALIGN_BYTES
 SEGMENT = limits.SEGMENT_MIN_BYTES
@@ -35,7 +36,7 @@ def record(fill: int, length: int = UNIT) -> memoryview:
 
 async def put(store, fill: int, length: int = UNIT, *, tenant: int = 1, media=(0,)) -> tuple[Location, ...]:
     """Append and settle."""
-    locations = await store.append(tenant, 1, media, record(fill, length), DATA)
+    locations = await append(store, tenant, 1, media, record(fill, length), DATA)
     store.settle(locations)
     return locations
 
@@ -72,7 +73,7 @@ async def test_segment_starts_with_its_header_and_has_its_row_first(medium):
     with pytest.raises(MediumUnavailableError, match="injected"):
         await put(store, 1)
     assert catalog.get(0, 0).state == SegmentState.CLOSED, "the row was there before the header was written"
-    await store.append(7, 3, [0], record(1), SegmentKind.METADATA_LOG)
+    await append(store, 7, 3, [0], record(1), SegmentKind.METADATA_LOG)
     header = await read_segment_header(medium, superblock_of(0), 1)
     assert header == SegmentHeader(SegmentKind.METADATA_LOG, bytes(range(16)), b"\1" * 16, 0, 1, 7, 3)
     assert catalog.get(0, 1) == SegmentRow(0, 1, SegmentState.OPEN, SegmentKind.METADATA_LOG, 7, 3, HEADER_BYTES, 0)
@@ -81,9 +82,9 @@ async def test_segment_starts_with_its_header_and_has_its_row_first(medium):
 async def test_tenants_epochs_and_kinds_do_not_share_segments(medium):
     store = store_over(FakeCatalog(), opened(0, medium))
     streams = [(1, 1, DATA), (2, 1, DATA), (1, 2, DATA), (1, 1, SegmentKind.METADATA_LOG)]
-    found = [(await store.append(tenant, epoch, [0], record(1), kind))[0] for tenant, epoch, kind in streams]
+    found = [(await append(store, tenant, epoch, [0], record(1), kind))[0] for tenant, epoch, kind in streams]
     assert len({location.segment for location in found}) == 4
-    again = await store.append(1, 1, [0], record(2), DATA)
+    again = await append(store, 1, 1, [0], record(2), DATA)
     assert again[0].segment == found[0].segment
 
 
@@ -106,17 +107,42 @@ async def test_replicas_go_to_each_medium_and_come_back_in_order():
         assert await content(store, location) == bytes([5]) * UNIT
 
 
-async def test_one_failed_replica_fails_the_append_and_frees_the_others():
+async def test_one_failed_replica_leaves_the_others_to_the_caller():
     bad = FaultyMedium(MemoryMedium("bad", limits.MEDIUM_MIN_BYTES), 1, [Fault(FaultKind.ERROR, probability=1)])
-    catalog = FakeCatalog()
-    store = store_over(catalog, opened(0), opened(1, bad))
-    with pytest.raises(MediumUnavailableError, match="medium bad: TRIM"):
-        await store.append(1, 1, [0, 1], record(1), DATA)
+    store = store_over(FakeCatalog(), opened(0), opened(1, bad))
+    done, errors = await store.append_each(Append(1, 1, record(1), DATA), [0, 1, 7])
+    assert list(done) == [0]
+    assert {index: type(error) for index, error in errors.items()} == dict.fromkeys((1, 7), MediumUnavailableError)
+    assert "medium bad: TRIM" in str(errors[1])
+    assert "medium 7 of the pool is not open" in str(errors[7])
+    assert store.spaces[0].in_use[0].unsettled == 1
+    store.settle(done.values())
     assert store.spaces[0].in_use[0].unsettled == 0
-    with pytest.raises(MediumUnavailableError, match="medium 7 of the pool is not open"):
-        await store.append(1, 1, [0, 7], record(1), DATA)
-    with pytest.raises(PoolFullError, match="no medium"):
-        await store.append(1, 1, [], record(1), DATA)
+
+
+async def test_an_error_that_is_no_medium_s_leaves_nothing():
+    store = store_over(FakeCatalog(), opened(0), opened(1))
+
+    async def damaged(*_):
+        raise FailsafeError("the catalog is damaged")
+
+    store._appender._open_segment, working = damaged, store._appender._open_segment
+    with pytest.raises(FailsafeError):
+        await store.append_each(Append(1, 1, record(1), DATA), [0, 1])
+    store._appender._open_segment = working
+    assert not store.spaces[0].in_use
+
+
+async def test_a_medium_that_does_not_answer_is_an_error_in_time(autojump_clock):
+    slow = FaultyMedium(MemoryMedium("slow", limits.MEDIUM_MIN_BYTES), 1)
+    store = store_over(FakeCatalog(), opened(0, slow))
+    await append(store, 1, 1, [0], record(1), DATA)
+    slow.set_faults([Fault(FaultKind.DELAY, Operation.WRITE, probability=1, delay_ms=10**6)])
+    done, errors = await store.append_each(Append(1, 1, record(1), DATA, deadline_ms=300), [0])
+    assert not done
+    assert "did not answer in 300 ms" in str(errors[0])
+    assert trio.current_time() == pytest.approx(0.3)
+    assert store.spaces[0].in_use[0].unsettled == 1, "the first one's"
 
 
 class Gate(MemoryMedium):
@@ -223,16 +249,15 @@ async def test_cancelled_append_is_not_counted_as_unsettled():
 
 async def test_full_pool_keeps_spare_segments_for_the_log_and_the_collector(medium):
     store = store_over(FakeCatalog(), opened(0, medium))
-    assert store.total_bytes() == 5 * (SEGMENT - HEADER_BYTES)
-    assert store.free_bytes() == store.total_bytes()
+    assert store.free_bytes() == 5 * (SEGMENT - HEADER_BYTES)
     last = None
     for _ in range(15):
-        assert store.has_room(0) or last.segment == 4
+        assert not store.without_room or last.segment == 4
         last = (await put(store, 1, LARGE))[0]
     await put(store, 1, UNIT)
     with pytest.raises(PoolFullError, match=r"medium 0 .* is full: 2 segments left"):
         await put(store, 1, LARGE)
-    assert not store.has_room(0)
+    assert store.without_room == {0}
     assert store.free_bytes() == 0
     copy = await store.append_copy(last, record(1, LARGE))
     assert copy.segment == 5
@@ -240,7 +265,7 @@ async def test_full_pool_keeps_spare_segments_for_the_log_and_the_collector(medi
         await store.append_copy(last, record(1, LARGE))
     with pytest.raises(PoolFullError, match="is full: 1 segments left"):
         await store.append_copy(last, record(1, LARGE))
-    assert (await store.append(1, 1, [0], record(1), SegmentKind.METADATA_LOG))[0].segment == 6
+    assert (await append(store, 1, 1, [0], record(1), SegmentKind.METADATA_LOG))[0].segment == 6
 
 
 async def test_released_segment_is_trimmed_after_the_barrier_and_used_again(medium):
@@ -297,7 +322,7 @@ async def test_pinned_segment_is_trimmed_once_its_reader_has_left(medium):
 
 async def test_segment_with_unsettled_appends_is_not_released(medium):
     store = store_over(FakeCatalog(), opened(0, medium))
-    held = await store.append(1, 1, [0], record(1, LARGE), DATA)
+    held = await append(store, 1, 1, [0], record(1, LARGE), DATA)
     for _ in range(3):
         await put(store, 1, LARGE)
     assert await store.release_empty() == 0
@@ -421,7 +446,7 @@ async def test_segments_of_a_medium_that_is_away_are_left_alone():
 async def test_record_lengths_are_bounded(length):
     store = store_over(FakeCatalog(), opened(0))
     with pytest.raises(InvalidArgumentError, match="record of"):
-        await store.append(1, 1, [0], memoryview(bytes(length)), DATA)
+        await append(store, 1, 1, [0], memoryview(bytes(length)), DATA)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +471,7 @@ async def test_closing_the_streams_of_a_tenant_makes_its_segments_collectable():
     store = store_over(catalog, opened(0))
     for tenant in (1, 2):
         await put(store, tenant, tenant=tenant)
-    await store.append(1, 2, [0], record(1), DATA)
+    await append(store, 1, 2, [0], record(1), DATA)
     store.close_streams(1, 1)
     assert [row.state for row in catalog.all()] == [SegmentState.CLOSED, SegmentState.OPEN, SegmentState.OPEN]
     store.close_streams(1)
@@ -459,7 +484,7 @@ async def test_writer_waits_for_the_collector_and_gives_up_at_the_deadline(autoj
     store = store_over(catalog, opened(0))
     woken = []
     store.collect_with(lambda: woken.append(trio.current_time()))
-    held = [await store.append(1, 1, [0], record(1, LARGE), DATA) for _ in range(15)]
+    held = [await append(store, 1, 1, [0], record(1, LARGE), DATA) for _ in range(15)]
     start = trio.current_time()
     with pytest.raises(PoolFullError):
         await put(store, 1, LARGE)
@@ -503,7 +528,7 @@ def test_committed_records_stay_whatever_happens(operations, serial):
                 try:
                     locations = await put(store, fill, units * UNIT)
                 except PoolFullError:
-                    assert not store.has_room(0)
+                    assert store.without_room == {0}
                     continue
                 catalog.put_block(1, ino, BlockRow(0, number, min(units * UNIT - 152, MIB), 1, bytes(16), locations))
                 model[ino] = (fill, units)

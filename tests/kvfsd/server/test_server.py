@@ -166,13 +166,13 @@ async def test_a_block_given_up_by_the_mount_is_not_staged_later(
         host = Host(pair)
         attributes = await host.store(b"file", b"old")
         go_on = trio.Event()
-        append = service.store.append
+        append = service.store.append_each
 
         async def slow(*args: object) -> object:
             await go_on.wait()
             return await append(*args)
 
-        monkeypatch.setattr(service.store, "append", slow)
+        monkeypatch.setattr(service.store, "append_each", slow)
         with trio.move_on_after(0.05):
             await host.write_block(attributes.ino, 0, b"stale")
         monkeypatch.undo()

@@ -43,7 +43,7 @@ BOUND = limits.METADATA_LOG_BACKLOG_MAX
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with serving(await make_pool(tmp_path)) as service:
+    async with serving(await make_pool(tmp_path, Layout(medium_bytes=256 * limits.MIB))) as service:
         yield service
 
 
