@@ -94,10 +94,12 @@ class LogCompaction:
         snapshot = self._snapshots[tenant]
         if snapshot.cursor is not None:
             with self._catalog.transaction():
-                snapshot.cursor = self._rows.snapshot_some(tenant, snapshot.cursor)
-                if snapshot.cursor is None:
+                cursor = self._rows.snapshot_some(tenant, snapshot.cursor)
+                if cursor is None:
                     self._database.log(tenant, SnapshotEnd(snapshot.name))
-            if snapshot.cursor is None:
+            # Only now: rows of a commit that failed are not queued, and have to be read again.
+            snapshot.cursor = cursor
+            if cursor is None:
                 snapshot.end_sequence = self._database.last_sequence
         elif snapshot.written:
             await self._finish(tenant, snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from kvfs import limits
-from kvfs.errors import MediumUnavailableError
+from kvfs.errors import MediumUnavailableError, PoolFullError
 from kvfsd.catalog.check import check
+from kvfsd.catalog.database import Hooks
 from kvfsd.catalog.rows import Location
 from kvfsd.metalog.metadata_log import LogPayload, SealedLogPayload
-from kvfsd.ondisk.metalog import decode_batch, decode_system
+from kvfsd.ondisk.metalog import PutEntry, decode_batch, decode_system
 from kvfsd.ondisk.record import RecordHeader, RecordType
 from tests.kvfsd.log_world import LogWorld, seal
 
@@ -191,6 +193,31 @@ async def test_old_records_stay_until_the_snapshot_is_flushed(world: LogWorld) -
     await world.log.compact(1)
     assert order[0] == "flush"
     assert "drop" in order
+
+
+@pytest.mark.parametrize("failing", range(12))
+async def test_snapshot_has_every_row_though_a_commit_of_it_fails(world: LogWorld, failing: int) -> None:
+    for number in range(3):
+        world.store(f"file-{number}", [number])
+    await world.log.drain()
+    commits = iter(range(1000))
+
+    def fail_once() -> None:
+        if next(commits) == failing:
+            raise PoolFullError("no room for the catalog")
+
+    world.catalog.database._hooks = Hooks(before_commit=fail_once)
+    for _ in range(2):
+        with contextlib.suppress(PoolFullError):
+            await world.log.compact(1)
+    assert next(commits) > failing
+    kept = {row[0] for row in world.catalog.database.all("SELECT generation FROM log_record WHERE tenant=1")}
+    found = set()
+    for generation, payload in records(world, RecordType.METADATA_LOG):
+        if generation in kept:
+            changes = (change for entry in decode_batch(payload, "test").entries for change in entry.changes)
+            found |= {change.ino for change in changes if isinstance(change, PutEntry)}
+    assert len(found) == 3
 
 
 async def test_system_records_follow_every_change_and_replace_the_last(world: LogWorld) -> None:
