@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from kvfs.commands import Attributes, CloseObject, Command, DirectoryEntry, ReleaseUnlinked
-from kvfs.errors import StaleError, TooManyOpenError
+from kvfs.errors import KvfsError, NotFoundError, StaleError, TooManyOpenError
 from kvfs.limits import INODE_HINTS_MAX, OPEN_FILES_MAX
 from kvfs.openfile import OpenFile
 
@@ -255,6 +255,34 @@ class RemovedDirectories:
     def get(self, ino: int) -> Attributes | None:
         """What stat shows of it."""
         return self._attributes.get(ino)
+
+
+class AskedAnew:
+    """Threads whose open or stat was answered with ESTALE.
+
+    The kernel had the name from its cache; on ESTALE it asks for it anew and tries once more. A second ESTALE would
+    reach the thread, to which a name that is gone is ENOENT.
+    """
+
+    MAX = 4096
+
+    def __init__(self) -> None:
+        self._threads: set[int] = set()
+
+    def refusal(self, thread: int, ino: int) -> KvfsError:
+        """What to raise when a thread asks for an object that is gone."""
+        if thread in self._threads:
+            self._threads.discard(thread)
+            return NotFoundError(f"object {ino} is gone, and so was the one that had its name before")
+        if len(self._threads) >= self.MAX:  # of threads that died in between, mostly
+            self._threads.clear()
+        self._threads.add(thread)
+        return StaleError(f"object {ino} is gone")
+
+    def end(self, thread: int) -> None:
+        """The thread has an answer: a handle, or that there is no such name."""
+        if self._threads:
+            self._threads.discard(thread)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Final
 from pyfuse3 import EntryAttributes, RequestContext, SetattrFields, StatvfsData
 
 from kvfs.commands import Bytes, FilesystemUsage, Lookup, ReadLink, SetAttributes, StatFilesystem
-from kvfs.errors import NotFoundError, StaleError
+from kvfs.errors import NotFoundError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
 from kvfs.fuse.state import MountState, check_name, entry_of, entry_of_file
@@ -32,15 +32,19 @@ class NodeHandlers:
         if file is not None:
             return entry_of_file(file)
         check_name(name)
-        return state.overlaid(await state.found(Lookup(parent=parent_inode, name=name)))
+        try:
+            return state.overlaid(await state.found(Lookup(parent=parent_inode, name=name)))
+        except NotFoundError:
+            state.asked_anew.end(ctx.pid)
+            raise
 
     @guarded(Context.LOOKUP)
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes for stat(2) and fstat(2)."""
         try:
             return await self.state.entry_of(inode)
-        except NotFoundError as error:  # the kernel asks for the name anew, as after open
-            raise StaleError(f"object {inode} has no name any more") from error
+        except NotFoundError as error:
+            raise self.state.asked_anew.refusal(ctx.pid, inode) from error
 
     @guarded(Context.WRITE)
     async def setattr(

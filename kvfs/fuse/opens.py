@@ -8,7 +8,7 @@ import stat
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext
 
 from kvfs.commands import AllocateIno, Attributes, GetAttributes, Ino, OpenObject, Placement
-from kvfs.errors import BadRecordError, ExistsError, IsDirectoryError, KvfsError, NotFoundError, StaleError
+from kvfs.errors import BadRecordError, ExistsError, IsDirectoryError, KvfsError, NotFoundError
 from kvfs.fuse.errno_map import Context
 from kvfs.fuse.guard import guarded
 from kvfs.fuse.handles import Handle, OpenInode
@@ -36,7 +36,7 @@ class OpenHandlers:
                 raise ExistsError("the name is taken")
             if stat.S_ISDIR(existing.mode):
                 raise IsDirectoryError("the name is a directory")
-            info = await self._open(existing.ino, flags)
+            info = await self._open(existing.ino, flags, ctx)
             return info, await state.entry_of(existing.ino)
         file = await self.new_file(parent_inode, name, mode, ctx)
         inode = state.table.acquire_now(file.ino)
@@ -78,16 +78,18 @@ class OpenHandlers:
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open an existing file. A file of KV-block size is fetched and verified before this returns."""
         self.state.table.check_room()
-        return await self._open(inode, flags)
+        return await self._open(inode, flags, ctx)
 
-    async def _open(self, ino: int, flags: int) -> FileInfo:
+    async def _open(self, ino: int, flags: int, ctx: RequestContext) -> FileInfo:
+        asked_anew = self.state.asked_anew
         try:
-            return await self._open_found(ino, flags)
+            info = await self._open_found(ino, flags)
         except (NotFoundError, BadRecordError) as error:
             if not await self._is_gone(ino):
                 raise
-            # The kernel has the name from its cache: on ESTALE it asks for it anew and tries once more.
-            raise StaleError(f"object {ino} has no name any more") from error
+            raise asked_anew.refusal(ctx.pid, ino) from error
+        asked_anew.end(ctx.pid)
+        return info
 
     async def _open_found(self, ino: int, flags: int) -> FileInfo:
         inode = await self.state.table.acquire(ino)

@@ -22,7 +22,7 @@ from kvfs.commands import (
     Removed,
 )
 from kvfs.errors import InvalidArgumentError, KvfsError, NameTooLongError, NotFoundError
-from kvfs.fuse.handles import CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
+from kvfs.fuse.handles import AskedAnew, CacheHints, ChangeLog, OpenInode, OpenTable, RemovedDirectories
 from kvfs.fuse.invalidation import Invalidations
 from kvfs.fuse.pending import PendingNames
 from kvfs.fuse.poisoned import PoisonedFiles
@@ -59,6 +59,7 @@ class MountState:
         self.pending = PendingNames()
         self.hints = CacheHints()
         self.changes = ChangeLog()
+        self.asked_anew = AskedAnew()
         self.removed_directories = RemovedDirectories()
         self.invalidations = Invalidations()
         self.poisoned = PoisonedFiles(self)

@@ -83,6 +83,8 @@ class _Objects:
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.holds: dict[str, trio.Event] = {}
         self.quota_bytes = quota_bytes
+        self.bad: set[int] = set()
+        """Objects that are hidden, without an event, by the first read of theirs."""
         self.data_delay_s = data_delay_s
         self.released = 0
         self.busy: Counter[int] = Counter()
@@ -175,6 +177,12 @@ class _DataCommands(_Objects):
 
     async def _read_block(self, command: c.ReadBlock) -> Reply:
         await trio.sleep(self.data_delay_s)
+        if command.ino in self.bad:
+            for directory in self.nodes.values():
+                for name in [name for name, (ino, _) in directory.entries.items() if ino == command.ino]:
+                    del directory.entries[name]
+            self.nodes.pop(command.ino, None)
+            raise e.BadRecordError(f"object {command.ino}")
         data = self.staged[command.ino].get(command.block) if command.staged else None
         if data is None:
             if command.ino not in self.nodes and command.ino not in self.allocated:

@@ -75,6 +75,12 @@ def obey(dpu: FakeDpu, order: dict[str, Any]) -> Any:
         case {"gone": name}:
             dpu.nodes[1].entries.pop(name.encode())
             dpu.emit(EntryGone(parent=1, name=name.encode()))
+        case {"bad": path}:
+            dpu.bad.add(dpu.at(path).ino)
+        case {"replaced": [old, new]}:
+            dpu.nodes[1].entries[new.encode()] = dpu.nodes[1].entries.pop(old.encode())
+        case {"drop": path}:
+            del dpu.nodes[dpu.at(path).ino]
         case {"replace": [path, data]}:
             node = dpu.at(path)
             content = base64.b64decode(data)
