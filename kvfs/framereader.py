@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from kvfs import limits
 from kvfs.errors import ProtocolError
+from kvfs.sharedslots import SharedSlots
 from kvfs.wire import HEADER, Frame, Header, Kind, Message, decode_message, parse_header
 
 START_BYTES: Final = 64 * limits.KIB
@@ -34,6 +35,8 @@ class FrameReader:
     def __init__(self, *accept: Kind, take_payload: Callable[[int], memoryview] = new_payload) -> None:
         self._accept = frozenset(accept or Kind)
         self._take_payload = take_payload
+        self.shared: SharedSlots | None = None
+        """Slots whose numbers frames may name; payloads there are copied out when the frame has come."""
         self._memory = bytearray(START_BYTES)
         self._start = 0
         self._stop = 0
@@ -99,12 +102,16 @@ class FrameReader:
         self._start = payload_at
         if not header.payload_bytes:
             self._header = None
-            return Frame(header.kind, message, _NONE)
+            return Frame(header.kind, message, _NONE, header.slot)
+        if header.slot is not None and self.shared is not None:
+            self._header = None
+            payload = self.shared.take(header.slot, self._take_payload(header.payload_bytes))
+            return Frame(header.kind, message, payload, header.slot)
         return self._begin_payload(header, message)
 
     def _parse_header(self) -> Header:
         with memoryview(self._memory) as view:
-            header = parse_header(view[self._start : self._stop])
+            header = parse_header(view[self._start : self._stop], self.shared.count if self.shared is not None else 0)
         if header.kind not in self._accept:
             raise ProtocolError(f"frame header: a {header.kind.name.lower()} has no place here")
         return header

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -40,6 +42,8 @@ class FrameStream:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self._socket = connection
         self.reader = FrameReader(*accept, take_payload=take_payload)
+        self.descriptors: list[int] | None = None
+        """Descriptors that came with what was received; None: they are not taken."""
         self._taken = 0
         self._sending = False
         self._senders = trio.lowlevel.ParkingLot()
@@ -71,7 +75,7 @@ class FrameStream:
                 raise ConnectionLostError("closed here")
             try:
                 with self.reader.wanted() as view:
-                    count = self._socket.recv_into(view)
+                    count = self._socket.recv_into(view) if self.descriptors is None else self._receive_message(view)
             except (BlockingIOError, InterruptedError):
                 await self._wait_readable()
                 continue
@@ -79,6 +83,15 @@ class FrameStream:
                 raise ConnectionLostError(str(error)) from None
             self.reader.received(count)
             return count
+
+    def _receive_message(self, view: memoryview) -> int:
+        """As recv_into, and keep the descriptor that comes along."""
+        space = socket.CMSG_SPACE(array.array("i").itemsize)
+        count, ancillary, _, _ = self._socket.recvmsg_into([view], space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and self.descriptors is not None:
+                self.descriptors += array.array("i", data)
+        return count
 
     async def _wait_readable(self) -> None:
         self._taken = 0
@@ -118,6 +131,18 @@ class FrameStream:
             self._sending = False
             self._senders.unpark()
 
+    def send_with_descriptor(self, buffers: Sequence[Buffer], descriptor: int) -> None:
+        """Send a first, short frame with a descriptor. ConnectionLostError if the socket does not take it whole."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        try:
+            if self._socket.sendmsg(buffers, rights) == sum(memoryview(buffer).nbytes for buffer in buffers):
+                return
+        except OSError as error:
+            self.close()
+            raise ConnectionLostError(str(error)) from None
+        self.close()
+        raise ConnectionLostError("the socket did not take the welcome")
+
     async def _send(self, buffers: Sequence[Buffer]) -> None:
         try:
             sent = self._socket.sendmsg(buffers)
@@ -147,6 +172,9 @@ class FrameStream:
         if self.closed:
             return
         self.closed = True
+        for descriptor in self.descriptors or ():
+            os.close(descriptor)
+        self.descriptors = None
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
         self._senders.unpark_all()

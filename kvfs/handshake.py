@@ -13,8 +13,10 @@ import msgspec
 from kvfs import limits
 from kvfs.errors import ProtocolError, Status
 
-FEATURES_KNOWN: Final = 0
-"""Optional features that this code speaks, a bit each; both sides use what both know. None so far."""
+SHARED_SLOTS: Final = 1
+"""Payloads lie in memory that both sides share (kvfs.sharedslots); the welcome brings its descriptor."""
+FEATURES_KNOWN: Final = SHARED_SLOTS
+"""Optional features that this code speaks, a bit each; both sides use what both know."""
 CREDENTIAL_BYTES: Final = 32
 TOKEN_BYTES: Final = 16
 _NUMBER_MAX: Final = (1 << 63) - 1

@@ -82,8 +82,12 @@ class RemoteAttachment:
         link = self._link
         assert link is not None
         call.link, call.sent = link, False
+        shared = link.reader.shared
+        slot = call.slot if shared is not None and call.slot is not None and call.slot < shared.count else None
+        if shared is not None and slot is not None and call.payload:
+            shared.put(slot, call.payload)
         try:
-            await link.send(wire.encode_request(call.request, call.payload))
+            await link.send(wire.encode_request(call.request, call.payload, slot))
         except ConnectionLostError:
             link.close()
         else:
@@ -189,7 +193,7 @@ class RemoteAttachment:
     def _adopt(self, link: FrameStream, welcome: Welcome) -> None:
         """Go on with a fresh connection; nothing has been sent on it."""
         before, self._resume = self._resume, Resume(welcome.attachment, welcome.token)
-        self.calls.data_depth = welcome.data_depth
+        self.calls.allow_data(welcome.data_depth)
         self._link = link
         if not before.attachment:
             return

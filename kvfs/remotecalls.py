@@ -24,10 +24,12 @@ _EMPTY: Final = memoryview(b"")
 class Call:
     """One command from `CallTable.begin` to `CallTable.end`."""
 
-    __slots__ = ("abandoned", "answer", "done", "error", "link", "payload", "received", "request", "sent")
+    __slots__ = ("abandoned", "answer", "done", "error", "link", "payload", "received", "request", "sent", "slot")
 
-    def __init__(self, request: Request, payload: Buffer) -> None:
+    def __init__(self, request: Request, payload: Buffer, slot: int | None) -> None:
         self.request = request
+        self.slot = slot
+        """The shared slot of a data command, for its payload or its answer's."""
         self.payload = payload
         self.link: FrameStream | None = None
         """The connection on which it was last begun to be sent."""
@@ -58,13 +60,19 @@ class CallTable:
     """The calls of a queue pair by slot; who finds no slot free waits."""
 
     def __init__(self) -> None:
-        self.data_depth = 1
+        self._free_slots: list[int] = []
+        self._data_depth = 0
         self._calls: dict[int, Call] = {}
         self._free_cids = list(range(limits.QUEUE_DEPTH - 1, -1, -1))
         self._sequence = 0
-        self._data_running = 0
         self._waiting = trio.lowlevel.ParkingLot()
         self._waiting_data = trio.lowlevel.ParkingLot()
+
+    def allow_data(self, depth: int) -> None:
+        """So many data commands may be outstanding. Once said, it only grows."""
+        self._free_slots += range(self._data_depth, depth)
+        self._data_depth = max(self._data_depth, depth)
+        self._waiting_data.unpark_all()
 
     def __iter__(self) -> Iterator[Call]:
         """Calls in flight, oldest first."""
@@ -77,7 +85,7 @@ class CallTable:
         """Give the command a slot and a sequence number; waits for a slot. Without a checkpoint when there is one."""
         data = type(command) in DATA_COMMANDS
         while True:
-            if data and self._data_running >= self.data_depth:
+            if data and not self._free_slots:
                 self._waiting.unpark()  # a wake-up that this task cannot use
                 await self._waiting_data.park()
             elif not self._free_cids:
@@ -85,9 +93,10 @@ class CallTable:
             else:
                 break
         cid = self._free_cids.pop()
-        self._data_running += data
         self._sequence += 1
-        call = self._calls[cid] = Call(Request(cid, self._sequence, command), payload)
+        call = self._calls[cid] = Call(
+            Request(cid, self._sequence, command), payload, self._free_slots.pop() if data else None
+        )
         return call
 
     def next_unsent(self, link: FrameStream) -> Call | None:
@@ -106,8 +115,8 @@ class CallTable:
             return
         del self._calls[cid]
         self._free_cids.append(cid)
-        if type(call.request.command) in DATA_COMMANDS:
-            self._data_running -= 1
+        if call.slot is not None:
+            self._free_slots.append(call.slot)
             self._waiting_data.unpark()
         self._waiting.unpark()
 

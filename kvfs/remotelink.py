@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import trio
 from kvfs import wire
 from kvfs.errors import ConfigError, DeadlineExceededError, KvfsError, ProtocolError, Status, error_for
 from kvfs.framestream import ConnectionLostError, FrameStream, receive_within
-from kvfs.handshake import FEATURES_KNOWN, Hello, Welcome
+from kvfs.handshake import FEATURES_KNOWN, SHARED_SLOTS, Hello, Welcome
+from kvfs.sharedslots import SharedSlots
 
 CONNECT_DEADLINE_MS: Final = 5_000
 WELCOME_DEADLINE_MS: Final = 30_000
@@ -27,6 +29,7 @@ class Target:
     socket_path: Path
     tenant: str
     credential: bytes = b""
+    features: int = FEATURES_KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +56,16 @@ async def connect(
         KvfsError: the class of the status with which the daemon refused, or ProtocolError.
     """
     stream = FrameStream(await _open_socket(target.socket_path), wire.Kind.WELCOME, take_payload=take_payload)
+    stream.descriptors = []
     try:
-        hello = Hello(FEATURES_KNOWN, target.tenant, target.credential, resume.attachment, resume.token)
+        hello = Hello(target.features, target.tenant, target.credential, resume.attachment, resume.token)
         await stream.send(wire.encode_hello(hello))
         welcome = (await receive_within(stream, WELCOME_DEADLINE_MS)).message
         if not isinstance(welcome, Welcome):
             raise ProtocolError("the daemon did not answer a hello with a welcome")
         if welcome.status != Status.OK:
             raise error_for(Status(welcome.status), welcome.detail)
+        _share(stream, welcome)
     except (ConnectionLostError, DeadlineExceededError) as error:
         stream.close()
         raise UnreachableError(f"{target.socket_path}: {error}") from None
@@ -69,6 +74,18 @@ async def connect(
         raise
     stream.reader.accept(wire.Kind.COMPLETION, wire.Kind.EVENT, wire.Kind.FAREWELL)
     return stream, welcome
+
+
+def _share(stream: FrameStream, welcome: Welcome) -> None:
+    """Map the slots that came with the welcome, if any did."""
+    descriptors, stream.descriptors = stream.descriptors or [], None
+    if welcome.features & SHARED_SLOTS:
+        if len(descriptors) != 1:
+            raise ProtocolError(f"a welcome with {len(descriptors)} descriptors, want one for the shared slots")
+        stream.reader.shared = SharedSlots.adopt(descriptors[0], welcome.data_depth)
+    else:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 async def _open_socket(path: Path) -> socket.socket:

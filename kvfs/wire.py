@@ -6,7 +6,7 @@ docs/PROTOCOL.md is normative. A frame is a 16-byte header, the message in Messa
     0       4     magic, "KVQP"
     4       1     version, 1
     5       1     kind: 1 request, 2 completion, 3 event; 4 hello, 5 welcome, 6 farewell (kvfs.handshake)
-    6       2     flags, zero
+    6       2     flags: 0, or SLOT_FLAG and the number of a shared slot in the high byte
     8       4     meta length, bytes of the encoded message, 1 .. limits.FRAME_META_MAX_BYTES
     12      4     payload length, bytes, 0 .. limits.BLOCK_BYTES
 
@@ -34,6 +34,7 @@ HEADER: Final = struct.Struct("<4sBBHII")
 FRAME_MAX_BYTES: Final = HEADER.size + limits.FRAME_META_MAX_BYTES + limits.BLOCK_BYTES
 BUFFERED_MAX_BYTES: Final = 2 * FRAME_MAX_BYTES
 """Bytes a decoder holds: a frame that is not complete, and what came behind it in the same receive."""
+SLOT_FLAG: Final = 1
 HANDSHAKE_META_MAX_BYTES: Final = 4 * limits.KIB
 """Encoded hello, welcome or farewell: little is kept for a peer that has not been let in."""
 SEQUENCE_MAX: Final = (1 << 63) - 1
@@ -59,6 +60,8 @@ class Frame(NamedTuple):
     kind: Kind
     message: Message
     payload: Buffer
+    slot: int | None = None
+    """The shared slot that it names."""
 
 
 class Header(NamedTuple):
@@ -67,6 +70,7 @@ class Header(NamedTuple):
     kind: Kind
     meta_bytes: int
     payload_bytes: int
+    slot: int | None = None
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -80,8 +84,11 @@ _KINDS: Final = tuple(Kind)
 _STATUSES: Final = frozenset(int(status) for status in Status)
 
 
-def parse_header(data: Buffer) -> Header:
-    """The header at the start of `data` (16 bytes or more). Raises ProtocolError naming the field that is wrong."""
+def parse_header(data: Buffer, slots: int = 0) -> Header:
+    """The header at the start of `data` (16 bytes or more); both sides share `slots` slots.
+
+    Raises ProtocolError naming the field that is wrong.
+    """
     magic, version, kind, flags, meta_bytes, payload_bytes = HEADER.unpack_from(data)
     if magic != MAGIC:
         raise ProtocolError(f"frame header: magic is {magic!r}, not {MAGIC!r}")
@@ -89,7 +96,8 @@ def parse_header(data: Buffer) -> Header:
         raise ProtocolError(f"frame header: version {version}, this side speaks {VERSION}")
     if not 0 < kind <= len(_KINDS):
         raise ProtocolError(f"frame header: unknown kind {kind}")
-    if flags:
+    slot = flags >> 8 if flags & 0xFF == SLOT_FLAG else None
+    if flags and (slot is None or slot >= slots or kind > Kind.COMPLETION):
         raise ProtocolError(f"frame header: unknown flags {flags:#06x}")
     meta_max_bytes = limits.FRAME_META_MAX_BYTES if kind <= Kind.EVENT else HANDSHAKE_META_MAX_BYTES
     if not 0 < meta_bytes <= meta_max_bytes:
@@ -97,7 +105,7 @@ def parse_header(data: Buffer) -> Header:
     if payload_bytes > (limits.BLOCK_BYTES if kind <= Kind.COMPLETION else 0):
         name = _KINDS[kind - 1].name.lower()
         raise ProtocolError(f"frame header: payload length {payload_bytes} is too much for {name} frames")
-    return Header(_KINDS[kind - 1], meta_bytes, payload_bytes)
+    return Header(_KINDS[kind - 1], meta_bytes, payload_bytes, slot)
 
 
 def check_request(request: Request, payload_bytes: int) -> None:
@@ -126,25 +134,32 @@ def check_completion(completion: Completion, payload_bytes: int) -> None:
         raise ProtocolError(f"completion: payload of {payload_bytes} bytes, its result says {expected}")
 
 
-def _encode(kind: Kind, message: Message, payload: Buffer) -> list[Buffer]:
+def _encode(kind: Kind, message: Message, payload: Buffer, slot: int | None = None) -> list[Buffer]:
     meta = _ENCODER.encode(message)
     payload_bytes = memoryview(payload).nbytes
     if len(meta) > limits.FRAME_META_MAX_BYTES:
         raise ProtocolError(f"{type(message).__name__}: {len(meta)} bytes encoded, over {limits.FRAME_META_MAX_BYTES}")
-    head = HEADER.pack(MAGIC, VERSION, kind, 0, len(meta), payload_bytes) + meta
-    return [head, payload] if payload_bytes else [head]
+    flags = 0 if slot is None else SLOT_FLAG | slot << 8
+    head = HEADER.pack(MAGIC, VERSION, kind, flags, len(meta), payload_bytes) + meta
+    return [head, payload] if payload_bytes and slot is None else [head]
 
 
-def encode_request(request: Request, payload: Buffer = b"") -> list[Buffer]:
-    """The buffers of a request frame, in order; the payload is passed through uncopied. Raises ProtocolError."""
+def encode_request(request: Request, payload: Buffer = b"", slot: int | None = None) -> list[Buffer]:
+    """The buffers of a request frame, in order; the payload is passed through uncopied, or lies in the shared slot.
+
+    Raises ProtocolError.
+    """
     check_request(request, memoryview(payload).nbytes)
-    return _encode(Kind.REQUEST, request, payload)
+    return _encode(Kind.REQUEST, request, payload, slot)
 
 
-def encode_completion(completion: Completion, payload: Buffer = b"") -> list[Buffer]:
-    """The buffers of a completion frame, in order; the payload is passed through uncopied. Raises ProtocolError."""
+def encode_completion(completion: Completion, payload: Buffer = b"", slot: int | None = None) -> list[Buffer]:
+    """The buffers of a completion frame, in order; the payload is passed through uncopied, or lies in the shared slot.
+
+    Raises ProtocolError.
+    """
     check_completion(completion, memoryview(payload).nbytes)
-    return _encode(Kind.COMPLETION, completion, payload)
+    return _encode(Kind.COMPLETION, completion, payload, slot)
 
 
 def encode_event(event: Event) -> list[Buffer]:

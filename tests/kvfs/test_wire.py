@@ -128,7 +128,7 @@ def test_every_command_type_has_its_own_tag_and_survives_one_byte_at_a_time() ->
         payload = b"data" if cls is WriteBlock else b""
         stream = joined(wire.encode_request(Request(0, 1, command), payload))
         frames = decode_all(stream, list(range(len(stream))))
-        assert frames == [(wire.Kind.REQUEST, Request(0, 1, command), payload)]
+        assert frames == [(wire.Kind.REQUEST, Request(0, 1, command), payload, None)]
         assert type(frames[0].message.command) is cls
 
 

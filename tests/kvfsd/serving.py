@@ -24,6 +24,7 @@ from kvfs.commands import (
     ReadBlock,
     WriteBlock,
 )
+from kvfs.handshake import FEATURES_KNOWN
 from kvfs.queuepair import Buffer, QueuePair
 from kvfs.remote import attached
 from kvfs.remotelink import Target
@@ -133,7 +134,8 @@ async def killed_at_end(pool: Pool, options: ServiceOptions = TEST_OPTIONS) -> A
 
 
 TRANSPORTS: dict[str, Callable[..., InProcessQueuePair]] = {"direct": InProcessQueuePair, "codec": CodecQueuePair}
-ALL_TRANSPORTS = [*sorted(TRANSPORTS), "socket"]
+ALL_TRANSPORTS = [*sorted(TRANSPORTS), "socket", "stream"]
+"""In process; over a socket with shared slots, and without any optional feature."""
 
 
 @contextlib.asynccontextmanager
@@ -154,10 +156,13 @@ async def listening(service: Service, options: ServerOptions | None = None) -> A
 @contextlib.asynccontextmanager
 async def host_of(transport: str, service: Service, tenant: str = TENANT) -> AsyncIterator[Host]:
     """A host half at the other end of one of ALL_TRANSPORTS."""
-    if transport != "socket":
+    if transport in TRANSPORTS:
         yield Host(TRANSPORTS[transport](service.attach(tenant)))
         return
-    async with listening(service) as (_, path), attached(Target(path, tenant)) as pair:
+    async with (
+        listening(service) as (_, path),
+        attached(Target(path, tenant, features=FEATURES_KNOWN if transport == "socket" else 0)) as pair,
+    ):
         yield Host(pair)
 
 

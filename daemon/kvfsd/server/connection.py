@@ -63,7 +63,7 @@ class Connection:
         """
         try:
             with self._everything:
-                await self._stream.send(greeting)
+                await self._greet(greeting)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._push_events)
                     await self._receive_all(nursery)
@@ -77,6 +77,16 @@ class Connection:
             if not self.farewell:
                 self._stream.close()
             self._ended.set()
+
+    async def _greet(self, greeting: list[Buffer]) -> None:
+        shared = self._stream.reader.shared
+        if shared is None:
+            await self._stream.send(greeting)
+        else:
+            try:
+                self._stream.send_with_descriptor(greeting, shared.descriptor)
+            finally:
+                shared.close_descriptor()
 
     async def drain(self, deadline_ms: int) -> None:
         """Take no more requests, let those that run finish and answer, then end; at `deadline_ms` in any case."""
@@ -103,7 +113,7 @@ class Connection:
                 kind = type(request.command)
                 if kind in DATA_COMMANDS:
                     await self._begin(request)
-                    nursery.start_soon(self._transfer, request, memoryview(frame.payload))
+                    nursery.start_soon(self._transfer, request, memoryview(frame.payload), frame.slot)
                 elif self._session.has_to_wait(kind):  # it must not hold up the mount's lookups and reads
                     await self._begin_change(request)
                     nursery.start_soon(self._wait_and_change, request)
@@ -150,9 +160,9 @@ class Connection:
             self._waiting_changes -= 1
             self._give_slot(request)
 
-    async def _transfer(self, request: Request, payload: memoryview) -> None:
+    async def _transfer(self, request: Request, payload: memoryview, slot: int | None) -> None:
         try:
-            await self._answer(request, await self._execute(request, payload))
+            await self._answer(request, await self._execute(request, payload), slot)
         finally:
             self._transfers -= 1
             self._give_slot(request)
@@ -165,12 +175,20 @@ class Connection:
         error = DeadlineExceededError(f"{type(request.command).__name__} was not done in {SERVE_DEADLINE_MS} ms")
         return Completion(request.cid, request.sequence, int(error.status), str(error), None), _NONE, None
 
-    async def _answer(self, request: Request, answer: Answer) -> None:
-        """Send what became of `request`. Tests break the connection, or kill the process, in here."""
+    async def _answer(self, request: Request, answer: Answer, slot: int | None = None) -> None:
+        """Send what became of `request`, its payload in shared slot `slot` if the request named one.
+
+        Tests break the connection, or kill the process, in here.
+        """
         completion, payload, release = answer
         assert completion.cid == request.cid
+        shared = self._stream.reader.shared
         try:
-            await self._stream.send(wire.encode_completion(completion, payload))
+            if shared is None or slot is None or not payload:
+                await self._stream.send(wire.encode_completion(completion, payload))
+            else:
+                shared.put(slot, payload)
+                await self._stream.send(wire.encode_completion(completion, payload, slot))
         finally:
             if release is not None:
                 release()

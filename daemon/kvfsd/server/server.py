@@ -16,7 +16,8 @@ from kvfs import limits, wire
 from kvfs.buffers import BufferPool
 from kvfs.errors import KvfsError, ProtocolError, TooManyOpenError
 from kvfs.framestream import ConnectionLostError, FrameStream, receive_within
-from kvfs.handshake import FEATURES_KNOWN, Hello, Welcome
+from kvfs.handshake import FEATURES_KNOWN, SHARED_SLOTS, Hello, Welcome
+from kvfs.sharedslots import SharedSlots
 from kvfsd.pool.access import Access
 from kvfsd.server import admittance
 from kvfsd.server.admittance import Peer
@@ -163,6 +164,8 @@ class Server:
         connection = Connection(stream, attachment.session, self._payloads)
         self.table.connected(attachment, connection)
         stream.reader.accept(wire.Kind.REQUEST, wire.Kind.FAREWELL)
+        if hello.features & SHARED_SLOTS:
+            stream.reader.shared = SharedSlots.create(DATA_DEPTH)
         return attachment, connection, self._welcome(hello, attachment, token)
 
     def _welcome(self, hello: Hello, attachment: Attachment, token: bytes) -> Welcome:

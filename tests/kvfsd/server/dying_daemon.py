@@ -13,10 +13,10 @@ from kvfsd.server.connection import Connection
 _answer = Connection._answer
 
 
-async def answer_or_die(self: Connection, request: Request, done: tuple) -> None:
+async def answer_or_die(self: Connection, request: Request, done: tuple, slot: int | None = None) -> None:
     if type(request.command).__name__ == os.environ.get("KVFS_DIE_AT"):
         os.kill(os.getpid(), signal.SIGKILL)
-    await _answer(self, request, done)
+    await _answer(self, request, done, slot)
 
 
 Connection._answer = answer_or_die

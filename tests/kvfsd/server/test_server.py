@@ -82,12 +82,12 @@ def cutter(monkeypatch: pytest.MonkeyPatch) -> Cutter:
     cutter = Cutter()
     original = Connection._answer
 
-    async def answer(self: Connection, request: Request, done: tuple) -> None:
+    async def answer(self: Connection, request: Request, done: tuple, slot: int | None = None) -> None:
         if type(request.command) is cutter.command:
             cutter.command = None
             cutter.cuts += 1
             self._stream.close()
-        await original(self, request, done)
+        await original(self, request, done, slot)
 
     monkeypatch.setattr(Connection, "_answer", answer)
     return cutter
@@ -469,3 +469,27 @@ async def test_commands_in_flight_are_answered_when_the_daemon_drains(
             await stream.receive()
         stream.close()
     assert len(service.catalog.attachments.kept()) == 1, "it may be resumed"
+
+
+async def test_without_shared_slots_everything_goes_through_the_stream(service: Service, cutter: Cutter) -> None:
+    async with listening(service) as (_, path), attached(Target(path, TENANT, features=0)) as pair:
+        host = Host(pair)
+        cutter.command = WriteBlock
+        ino = await host.allocate()
+        async with trio.open_nursery() as nursery:
+            for block in range(DATA_DEPTH):
+                nursery.start_soon(host.write_block, ino, block, BLOCK)
+        await host.commit(ino, DATA_DEPTH * limits.BLOCK_BYTES, b"file")
+        assert await host.load(b"file") == BLOCK * DATA_DEPTH
+        assert cutter.cuts == 1
+
+
+async def test_connections_leave_no_descriptors_behind(service: Service) -> None:
+    async with listening(service) as (_, path):
+        counts = []
+        for _ in range(3):
+            async with attached(Target(path, TENANT)) as pair:
+                await Host(pair).store(b"file", BLOCK)
+            await trio.testing.wait_all_tasks_blocked()
+            counts.append(len(os.listdir("/proc/self/fd")))
+        assert counts[1] == counts[2]
