@@ -133,6 +133,8 @@ class OpenFile:
     """Why this file will never be published; set once, never cleared."""
     on_poison: Callable[[OpenFile], None] | None = None
     """Called once, at the moment the file is poisoned; must not wait."""
+    replaces_open: bool = False
+    """The object whose name the first commit takes is open in this mount."""
     told: bool = False
     """A close has reported the poison."""
     discarded: bool = False
@@ -284,7 +286,7 @@ class OpenFile:
             mtime_ns=self.mtime_ns,
             ctime_ns=self.ctime_ns,
             xattrs=tuple(self.xattrs.items()),
-            keep_open=False,
+            keep_open=self.replaces_open,
             serial=self.serial,
         )
 

@@ -12,6 +12,7 @@ from kvfs.commands import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Attributes,
+    GetAttributes,
     Link,
     MakeNode,
     Placement,
@@ -178,7 +179,7 @@ class RenameHandlers(NameHandlers):
         check_name(name_old)
         check_name(name_new)
         old, new = Placement(parent=parent_inode_old, name=name_old), Placement(parent=parent_inode_new, name=name_new)
-        if not flags & RENAME_EXCHANGE and await self._published_renamed(old, new):
+        if not flags & RENAME_EXCHANGE and await self._published_renamed(old, new, flags):
             return
         source = await self._committed(old)
         if flags & RENAME_EXCHANGE:
@@ -191,15 +192,33 @@ class RenameHandlers(NameHandlers):
         replaced = await self.state.lookup(new.parent, new.name)
         await self._rename(old, new, flags, replaced.ino if replaced is not None else None)
 
-    async def _published_renamed(self, old: Placement, new: Placement) -> bool:
-        """A file that was never closed gets a free new name: one Commit, so that no crash leaves the old one behind.
+    async def _published_renamed(self, old: Placement, new: Placement, flags: int) -> bool:
+        """A file that was never closed gets its new name in one Commit, so that no crash leaves the old one behind.
 
-        False: this is not such a rename.
+        False: this is not such a rename, or one that has to be refused.
         """
         state = self.state
         file = state.pending.get(old.parent, old.name)
-        if file is None or state.pending.get(new.parent, new.name) or await state.lookup(new.parent, new.name):
+        if file is None or state.pending.get(new.parent, new.name):
             return False
+        replaced = await state.lookup(new.parent, new.name)
+        if replaced is None:
+            return await self._published_as(file, old, new)
+        if flags & RENAME_NOREPLACE or stat.S_ISDIR(replaced.mode):
+            return False
+        keep_open = file.replaces_open = state.table.begin_removal(replaced.ino)
+        try:
+            if not await self._published_as(file, old, new):
+                return False
+            await state.note_removed(await self._after_removal(replaced.ino), keep_open=keep_open)
+            return True
+        finally:
+            file.replaces_open = False
+            state.table.end_removal(replaced.ino)
+
+    async def _published_as(self, file: OpenFile, old: Placement, new: Placement) -> bool:
+        """Commit a pending file under another name -> False if it was published meanwhile."""
+        state = self.state
         async with file.commit_lock:  # nobody is publishing it under the old name meanwhile
             if state.pending.get(old.parent, old.name) is not file:
                 return False
@@ -215,6 +234,13 @@ class RenameHandlers(NameHandlers):
             raise
         state.changes.note(old.parent)
         return True
+
+    async def _after_removal(self, ino: int) -> Removed:
+        """What is left of an object that has lost a name."""
+        try:
+            return Removed(ino=ino, nlink=(await self.state.found(GetAttributes(ino=ino))).nlink)
+        except NotFoundError:
+            return Removed(ino=ino, nlink=0)
 
     async def _committed(self, entry: Placement) -> Attributes:
         """Commit what is staged of the object behind a name -> its attributes. Raises NotFoundError, or its poison."""

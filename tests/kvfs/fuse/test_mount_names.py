@@ -112,6 +112,42 @@ def test_rename_of_a_file_that_is_being_written(mount: ServedMount) -> None:
     assert os.listdir(mount.path) == ["c"]
 
 
+def test_rename_of_a_new_file_over_an_existing_one_is_one_commit(mount: ServedMount) -> None:
+    """Two commands would leave the temporary name behind, complete, if the process died between them."""
+    write_new(mount.path / "b", b"old")
+    os.link(mount.path / "b", mount.path / "other")
+    write_new(mount.path / "c", b"old as well")
+    with open(mount.path / "a", "wb", buffering=0) as new, open(mount.path / "b", "rb", buffering=0) as reader:
+        new.write(b"first")
+        mount.order(calls=True)
+        os.rename(mount.path / "a", mount.path / "b")
+        calls = mount.order(calls=True)
+        assert (calls.get("Commit"), calls.get("Rename")) == (1, None)
+        assert (reader.read(), os.fstat(reader.fileno()).st_nlink) == (b"old", 1)
+        assert os.stat(mount.path / "other").st_nlink == 1
+        new.write(b" and more")
+    assert (mount.path / "b").read_bytes() == b"first and more"
+    with open(mount.path / "a", "wb", buffering=0) as new, open(mount.path / "c", "rb", buffering=0) as reader:
+        new.write(b"second")
+        os.rename(mount.path / "a", mount.path / "c")
+        assert (reader.read(), os.fstat(reader.fileno()).st_nlink) == (b"old as well", 0)
+        assert mount.state()["kept_open"] == 1
+    assert sorted(os.listdir(mount.path)) == ["b", "c", "other"]
+    mount.settled(allocated=0, kept_open=0, pending=0, staged=0, nodes=4)
+
+
+def test_rename_of_a_new_file_over_one_that_must_stay(mount: ServedMount) -> None:
+    write_new(mount.path / "b", b"old")
+    os.mkdir(mount.path / "d")
+    with open(mount.path / "a", "wb", buffering=0) as new:
+        new.write(b"new")
+        refused(errno.EISDIR, os.rename, mount.path / "a", mount.path / "d")
+        refused(errno.EEXIST, renameat2, mount.path / "a", mount.path / "b", RENAME_NOREPLACE)
+        new.write(b"er")
+        os.rename(mount.path / "a", mount.path / "b")
+    assert (mount.path / "b").read_bytes() == b"newer"
+
+
 def test_rename_over_a_pending_file(mount: ServedMount) -> None:
     write_new(mount.path / "a", b"committed")
     os.mkdir(mount.path / "d")
