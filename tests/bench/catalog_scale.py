@@ -160,6 +160,30 @@ def commit_us(catalog: Catalog, count: int, objects: int) -> float:
     return timed_us((publish(ino) for ino in inos), 500)
 
 
+def print_eviction(catalog: Catalog, objects: int) -> None:
+    """What eviction costs: finding the oldest, removing them, and writing down that others were used."""
+    retention, batch = catalog.retention, 16
+    look = timed_us((retention.oldest(1, 64) for _ in range(2000)), 500)
+
+    def evict(_: int) -> None:
+        with catalog.transaction():
+            entries = [name for row in retention.oldest(1, batch) for name in retention.remove(1, row.ino, 5)]
+            retention.touch(entries, 5)
+
+    removed = timed_us((evict(number) for number in range(min(300, objects // batch // 4))), 50) / batch
+    used = [FIRST + objects // 2 + number * 7919 % (objects // 2) for number in range(4096)]
+
+    def note(start: int) -> None:
+        with catalog.transaction():
+            for ino in used[start : start + 128]:
+                catalog.inodes.note_access(1, ino, 10)
+
+    noted = timed_us((note(start) for start in range(0, len(used), 128)), 8) / 128
+    print(f"oldest 64 objects    {look:10.2f} us")
+    print(f"eviction of one      {removed:10.2f} us   ({batch} a transaction)")
+    print(f"use of one, written  {noted:10.2f} us   (128 a transaction)")
+
+
 def measure(path: Path, objects: int, with_check: bool) -> None:
     """Print the figures."""
     before = resident_bytes()
@@ -195,6 +219,7 @@ def measure(path: Path, objects: int, with_check: bool) -> None:
     print(f"lookup, miss         {miss:10.2f} us   (bar 4)")
     print(f"commit, new file     {commit:10.2f} us   (bar 120)")
     print(f"listing of {listed:9} {listing:10.2f} s")
+    print_eviction(catalog, objects)
     if with_check:
         started = time.perf_counter()
         problems = check(catalog.database)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import mountlib
-from tests.bench import kvblocks, scale
+from tests.bench import kvblocks, scale, trace_replay
 from tests.bench.lookups import miss_lookups_per_s
 from tests.bench.systems import RawDirectory, all_systems
 
@@ -125,3 +125,16 @@ def test_names_of_the_scale_run_are_spread_and_distinct() -> None:
 def test_scale_bars(change: dict[str, float], passes: bool) -> None:
     measured = {"mount_s": 1.9, "rss_bytes_max": 399e6, "pinned_bytes_per_name": 99.0, "names_listed": 1e6}
     assert (scale.failures(measured | change) == []) is passes
+
+
+def test_a_replay_through_the_service_finds_what_an_lru_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert trace_replay.main(["--requests", "40", "--percent", "10", "--percent", "50"]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["10 %", "50 %"]
+    assert all(row[4] == row[5] and int(row[7]) > 0 for row in rows)
+
+
+def test_the_lru_of_the_replay_is_one() -> None:
+    assert trace_replay.lru_hits(iter([1, 2, 1, 3, 2, 1, 3, 3]), 2) == 2
+    assert trace_replay.lru_hits(iter([1, 2, 3, 1, 2, 3]), 2) == 0
+    assert trace_replay.lru_hits(iter([1, 2, 3, 1, 2, 3]), 3) == 3
