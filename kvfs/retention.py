@@ -20,6 +20,8 @@ TTL: Final = b"user.kvfs.ttl"
 """Seconds from the last change of the content, or from when this was set; then the object is a miss. 0: no end."""
 STATE: Final = b"user.kvfs.state"
 """Read only: words of `STATE_WORDS`, one space between them, in that order. It is not listed."""
+LAYOUT: Final = b"user.kvfs.layout"
+"""Read only, on a directory with vLLM's config.json: its digest, see docs/OPERATIONS.md, layout guard."""
 SETTINGS: Final = (PIN, PRIORITY, TTL)
 
 PRIORITY_MIN: Final = -100
@@ -36,7 +38,7 @@ def parse_setting(name: bytes, value: bytes) -> int:
     """The number that an attribute of SETTINGS is set to.
 
     Raises InvalidArgumentError naming attribute and bounds for any other name with PREFIX, or a value that is no number
-    in bounds; NotPermittedError for STATE.
+    in bounds; NotPermittedError for STATE and LAYOUT.
     """
     check_name(name)
     least, most = _BOUNDS[name]
@@ -47,9 +49,9 @@ def parse_setting(name: bytes, value: bytes) -> int:
 
 
 def check_name(name: bytes) -> None:
-    """InvalidArgumentError unless `name` can be set; NotPermittedError for STATE."""
-    if name == STATE:
-        raise NotPermittedError(f"{STATE.decode()} is read only")
+    """InvalidArgumentError unless `name` can be set; NotPermittedError for STATE and LAYOUT."""
+    if name in (STATE, LAYOUT):
+        raise NotPermittedError(f"{name.decode()} is read only")
     if name not in _BOUNDS:
         known = ", ".join(one.decode() for one in SETTINGS)
         raise InvalidArgumentError(f"{name[:40]!r}: kvfs has {known} and {STATE.decode()}")

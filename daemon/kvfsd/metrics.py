@@ -100,6 +100,9 @@ class Counters:
     evicted_bytes: int = 0
     expired_objects: int = 0
     """Objects whose time (`user.kvfs.ttl`) was over."""
+    fenced_objects: int = 0
+    """Blocks removed because the config.json beside them is that of another layout now, and how often that was."""
+    layout_changes: int = 0
     pins_refused: int = 0
     """New objects that a directory's default would have pinned, and the share for pins had no room."""
     quota_refusals: int = 0

@@ -152,6 +152,9 @@ def set_(
     eviction: Annotated[
         str, typer.Option("--eviction", metavar="on|off", help="off: nothing is evicted, at its quota it gets EDQUOT.")
     ] = "",
+    layout_guard: Annotated[
+        str, typer.Option("--layout-guard", metavar="on|off", help="off: another config.json fences no older blocks.")
+    ] = "",
     uid: Attachers = None,
     gid: Annotated[
         list[str] | None, typer.Option("--gid", metavar="GID", help="Group that may attach to it; as --uid.")
@@ -172,7 +175,8 @@ def set_(
         "min_bytes": parse_size_bytes(min_bytes, "--min-bytes") if min_bytes else None,
         "high_percent": high_percent,
         "low_percent": low_percent,
-        "eviction": _switch(eviction),
+        "eviction": _switch("--eviction", eviction),
+        "layout_guard": _switch("--layout-guard", layout_guard),
     }
     access = {"uids": _numbers("--uid", uid), "gids": _numbers("--gid", gid)}
     asked: list[tuple[str, dict[str, Any]]] = [("tenant_set", limits), ("tenant_set_access", access)]
@@ -185,10 +189,10 @@ def set_(
     _print([changed], changed, json=json)
 
 
-def _switch(text: str) -> bool | None:
+def _switch(option: str, text: str) -> bool | None:
     """What `on`, `off` or nothing at all says."""
     if text not in ("", "on", "off"):
-        raise program.usage_error(f"--eviction {text}: want on or off")
+        raise program.usage_error(f"{option} {text}: want on or off")
     return text == "on" if text else None
 
 

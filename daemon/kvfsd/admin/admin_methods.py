@@ -46,6 +46,7 @@ class TenantSet(msgspec.Struct, forbid_unknown_fields=True):
     high_percent: int | None = None
     low_percent: int | None = None
     eviction: bool | None = None
+    layout_guard: bool | None = None
 
 
 class TenantAccess(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,7 +6,8 @@ a directory the same bits are what new objects below it get, and the time is one
     bit 0     quarantined (rows.INODE_QUARANTINED)
     bit 1     pinned
     bits 2-4  pin, priority, time to live were set here (a directory's "0" is not the same as nothing said)
-    bit 5     directory: older objects below it are fenced and being removed
+    bit 5     directory: it has vLLM's config.json, its digest is known
+    bit 6     directory: older blocks below it are fenced and being removed
     bits 8-15 priority, two's complement
     bits 16-  seconds: of a file the moment it expires (since the epoch, 0 never), of a directory the time to live
 """
@@ -21,7 +22,8 @@ PINNED: Final = 1 << 1
 PIN_SET: Final = 1 << 2
 PRIORITY_SET: Final = 1 << 3
 TTL_SET: Final = 1 << 4
-FENCED: Final = 1 << 5
+LAYOUT: Final = 1 << 5
+FENCED: Final = 1 << 6
 PRIORITY_SHIFT: Final = 8
 TIME_SHIFT: Final = 16
 EXPIRES: Final = 1 << TIME_SHIFT

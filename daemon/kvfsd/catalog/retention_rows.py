@@ -45,13 +45,15 @@ class TenantPolicy(NamedTuple):
     """What a tenant is guaranteed, and whether and when its own objects make room.
 
     `min_bytes`: others' needs do not bring it below. `high_percent`, `low_percent`: of its quota, see
-    `kvfsd.eviction.policy.Watermarks`. `eviction` 0: nothing of it is ever evicted.
+    `kvfsd.eviction.policy.Watermarks`. `eviction` 0: nothing of it is ever evicted. `layout_guard` 0: blocks stay
+    whatever the config.json beside them becomes (`kvfsd.service.layout_guard`).
     """
 
     min_bytes: int = 0
     high_percent: int = limits.TENANT_HIGH_PERCENT
     low_percent: int = limits.TENANT_LOW_PERCENT
     eviction: int = 1
+    layout_guard: int = 1
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> TenantPolicy:
@@ -68,8 +70,8 @@ class TenantPolicy(NamedTuple):
             raise InvalidArgumentError(
                 f"watermarks {self.low_percent} and {self.high_percent} percent: want 0 < low <= high <= 100"
             )
-        if self.eviction not in (0, 1):
-            raise InvalidArgumentError(f"eviction {self.eviction} is not 0 or 1")
+        if self.eviction not in (0, 1) or self.layout_guard not in (0, 1):
+            raise InvalidArgumentError(f"eviction {self.eviction}, layout guard {self.layout_guard}: want 0 or 1")
 
 
 class RetentionRows:
@@ -101,8 +103,17 @@ class RetentionRows:
 
     def has_directory_settings(self, tenant: int) -> bool:
         """Whether any directory of the tenant says how long new objects are kept."""
-        sql = "SELECT 1 FROM inode WHERE tenant=? AND (mode & 0xF000) = 0x4000 AND flags > 1 LIMIT 1"
-        return self._database.one(sql, (tenant,)) is not None
+        settings = retention_flags.PIN_SET | retention_flags.PRIORITY_SET | retention_flags.TTL_SET
+        return bool(self.directories_with(tenant, settings, 1))
+
+    def directories_with(self, tenant: int, bits: int, limit: int = -1) -> list[int]:
+        """Directories of the tenant with any of the flags."""
+        rows = self._database.all(
+            "SELECT ino FROM inode WHERE tenant=? AND (mode & 0xF000) = 0x4000 AND flags > 1 AND (flags & ?) <> 0"
+            " LIMIT ?",
+            (tenant, bits, limit),
+        )
+        return [row[0] for row in rows]
 
     # --- removal ---------------------------------------------------------------------------------------
 
@@ -143,7 +154,8 @@ class RetentionRows:
     def policy(self, tenant: int) -> TenantPolicy:
         """The tenant's, or the default."""
         row = self._database.one(
-            "SELECT min_bytes, high_percent, low_percent, eviction FROM tenant_policy WHERE tenant=?", (tenant,)
+            "SELECT min_bytes, high_percent, low_percent, eviction, layout_guard FROM tenant_policy WHERE tenant=?",
+            (tenant,),
         )
         return TenantPolicy._make(row) if row else TenantPolicy()
 
@@ -151,7 +163,7 @@ class RetentionRows:
         """Another policy; InvalidArgumentError. It reaches the media with the tenant's quota (system records)."""
         self._database.require_transaction()
         policy.check()
-        self._database.run("INSERT OR REPLACE INTO tenant_policy VALUES(?,?,?,?,?)", (tenant, *policy))
+        self._database.run("INSERT OR REPLACE INTO tenant_policy VALUES(?,?,?,?,?,?)", (tenant, *policy))
         self._database.run("UPDATE meta SET value=value+1 WHERE key=?", (META_SYSTEM_VERSION,))
 
     def forget_policy(self, tenant: int) -> None:

@@ -50,7 +50,7 @@ CREATE TABLE tenant(
     created_ns INT NOT NULL);
 CREATE TABLE tenant_policy(
     tenant INTEGER PRIMARY KEY, min_bytes INT NOT NULL, high_percent INT NOT NULL, low_percent INT NOT NULL,
-    eviction INT NOT NULL);
+    eviction INT NOT NULL, layout_guard INT NOT NULL);
 CREATE TABLE key_slot(
     tenant INT NOT NULL, epoch INT NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY(tenant, epoch)) WITHOUT ROWID;
 

@@ -32,6 +32,7 @@ Options of -o:
   quota=SIZE               set the tenant's byte quota first (64G; 0 = none)
   quota_objects=COUNT      set the tenant's object quota first (0 = none)
   eviction=on|off          off: nothing is evicted; a full quota is EDQUOT at once
+  layout_guard=on|off      off: blocks stay whatever vLLM's config.json beside them becomes
   verify_at_open_max=SIZE  files up to this size are verified when they are opened (8M)
   nosuid nodev noexec noatime, and what only mount(8) and systemd read (rw, _netdev, x-...)
 """

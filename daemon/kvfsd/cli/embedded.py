@@ -153,7 +153,10 @@ def _busy(directory: Path, error: PoolBusyError) -> PoolBusyError:
 
 def _apply_quota(pool: Pool, tenant: str, options: MountOptions) -> None:
     change = TenantChange(
-        quota_bytes=options.quota_bytes, quota_objects=options.quota_objects, eviction=options.eviction
+        quota_bytes=options.quota_bytes,
+        quota_objects=options.quota_objects,
+        eviction=options.eviction,
+        layout_guard=options.layout_guard,
     )
     if change != TenantChange():
         pool.tenants.change(tenant, change)

@@ -48,6 +48,8 @@ class MountOptions:
     quota_objects: int | None = None
     eviction: bool | None = None
     """Whether the tenant's objects make room at its quota and in a full pool; None leaves it."""
+    layout_guard: bool | None = None
+    """Whether another config.json fences the blocks that were stored before it; None leaves it."""
     kernel: tuple[str, ...] = ()
     """Options that the kernel itself carries out, passed on as they are."""
 
@@ -115,6 +117,7 @@ _OURS: Final[dict[str, tuple[str, Callable[[str, str | None], Any]]]] = {
     "quota": ("quota_bytes", _size),
     "quota_objects": ("quota_objects", _count),
     "eviction": ("eviction", _switch),
+    "layout_guard": ("layout_guard", _switch),
 }
 """Option -> the field of MountOptions it sets, and how its value is read."""
 
@@ -204,6 +207,7 @@ def check_split(options: MountOptions) -> None:
         "quota": options.quota_bytes is not None,
         "quota_objects": options.quota_objects is not None,
         "eviction": options.eviction is not None,
+        "layout_guard": options.layout_guard is not None,
     }
     for name, given in refused.items():
         if given:

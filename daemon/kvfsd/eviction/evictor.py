@@ -122,6 +122,12 @@ class Evictor:
         self._ports.metrics.counters.expired_objects += freed.objects
         self._tell(tenant, "expired", freed)
 
+    def fence_objects(self, tenant: int, inos: Sequence[int]) -> None:
+        """Remove blocks of a layout that is not in use any more."""
+        freed = self._remove(tenant, inos)
+        self._ports.metrics.counters.fenced_objects += len(inos)
+        self._tell(tenant, "stored under another layout", freed)
+
     # --- choice ----------------------------------------------------------------------------------------
 
     def _choose(self, tenant: int, need: Need, victims_max: int) -> list[Candidate]:

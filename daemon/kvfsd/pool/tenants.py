@@ -55,6 +55,7 @@ class Tenant:
     high_percent: int
     low_percent: int
     eviction: bool
+    layout_guard: bool
     uids: tuple[int, ...] = ()
     """Users and groups of this machine that may attach to it through a daemon."""
     gids: tuple[int, ...] = ()
@@ -72,6 +73,7 @@ class TenantChange:
     high_percent: int | None = None
     low_percent: int | None = None
     eviction: bool | None = None
+    layout_guard: bool | None = None
 
 
 class TenantRegistry:
@@ -258,6 +260,7 @@ class TenantRegistry:
             high_percent=policy.high_percent,
             low_percent=policy.low_percent,
             eviction=bool(policy.eviction),
+            layout_guard=bool(policy.layout_guard),
             uids=tuple(sorted(access.uids)),
             gids=tuple(sorted(access.gids)),
             credentials=len(access.credential_digests),

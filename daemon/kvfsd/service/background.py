@@ -6,6 +6,7 @@ collector       gives garbage in segments back                      when woken, 
 reaper          releases blocks of large removed objects in batches every REAP_PERIOD_MS
 accesses        writes access times                                 every ACCESSES_PERIOD_MS, or when many are waiting
 eviction        makes room ahead of need, removes what expired      every EVICTION_PERIOD_MS
+layout guard    removes blocks that another layout fenced           when a config.json was written
 checkpoint      copies the catalog's log into its database          when it is over WAL_SOFT_BYTES, or commands wait
 quarantine      purges what was kept long enough                    every PURGE_PERIOD_MS
 """
@@ -47,6 +48,7 @@ def start_all(service: Service, nursery: trio.Nursery) -> None:
         reap,
         write_accesses,
         evict,
+        guard_layouts,
         checkpoint,
         purge_quarantine,
         tell_hidden,
@@ -127,6 +129,11 @@ async def evict(service: Service) -> None:
     while True:
         await trio.sleep(EVICTION_PERIOD_MS / 1000)
         await service.room.tend()
+
+
+async def guard_layouts(service: Service) -> None:
+    """Compare layouts that engines write beside their blocks; remove blocks of others."""
+    await service.guard.run()
 
 
 async def checkpoint(service: Service) -> None:

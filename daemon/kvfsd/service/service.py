@@ -40,6 +40,7 @@ from kvfsd.service import background
 from kvfsd.service.accesses import AccessTimes
 from kvfsd.service.backpressure import Backpressure
 from kvfsd.service.hidden import HiddenNames
+from kvfsd.service.layout_guard import LayoutGuard
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
 from kvfsd.service.retention import Retention
 from kvfsd.service.room import Room, pool_watermarks
@@ -96,6 +97,7 @@ class Service:
         self.hidden = HiddenNames(self)
         self.retention = Retention(pool.catalog, pool.ports.clock, lambda: self._pool_bytes)
         self.room = Room(self)
+        self.guard = LayoutGuard(self)
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}
         self._gauges()

@@ -61,6 +61,9 @@ def lookup(session: Session, command: Lookup) -> Found | None:
     row = session.catalog.namespace.lookup(session.tenant, parent, session.names.seal_name(parent, name))
     if row is None or (row.flags >= EXPIRES and is_expired(session, row)):
         return None
+    fences = session.service.guard.fences
+    if fences and fences.hides(session.tenant, parent, name, row):
+        return None
     return Found(attributes_of(session, row))
 
 
@@ -79,7 +82,7 @@ def read_directory(session: Session, command: ReadDirectory) -> DirectoryListing
     limit = min(command.limit, limits.DIRECTORY_BATCH_MAX)
     listed, end = session.catalog.namespace.list_directory(session.tenant, ino, cookie, limit)
     entries = []
-    now_ns = session.now_ns()
+    now_ns, fences = session.now_ns(), session.service.guard.fences
     for entry in listed:
         inode = entry.inode
         if inode.flags >= EXPIRES and stat.S_ISREG(inode.mode) and expires_before(inode.flags, now_ns):
@@ -89,6 +92,8 @@ def read_directory(session: Session, command: ReadDirectory) -> DirectoryListing
         except FormatError as error:  # one damaged row of the catalog costs that name, not its directory
             session.metrics.counters.damaged_names += 1
             log.warning("listing of directory %d: %s", ino, error)
+            continue
+        if fences and fences.hides(session.tenant, ino, name, inode):
             continue
         entries.append(DirectoryEntry(name, entry.cookie, attributes_of(session, entry.inode)))
     return DirectoryListing(tuple(entries), end)
@@ -136,6 +141,9 @@ def open_object(session: Session, command: OpenObject) -> Found:
     row = session.catalog.inodes.get(session.tenant, session.inward(command.ino))
     if row.flags >= EXPIRES and is_expired(session, row):
         raise NotFoundError(f"object {row.ino} has expired")
+    fences = session.service.guard.fences
+    if fences and fences.hides_object(session.tenant, row):
+        raise NotFoundError(f"object {row.ino} was stored under another layout")
     session.opens.add(row.ino, command.serial)
     if command.reading:
         session.accesses.note(session.tenant, row)

@@ -32,6 +32,7 @@ from kvfsd.catalog.inodes import AttributeChange
 from kvfsd.catalog.publication import Publication
 from kvfsd.catalog.rows import Entry, InodeRow
 from kvfsd.service import session_retention, validation
+from kvfsd.service.layout_guard import CONFIG_NAME
 from kvfsd.service.sealedxattrs import sealed_name, sealed_xattr
 from kvfsd.service.session_lookups import LINK_TARGET, attributes_of
 
@@ -144,9 +145,21 @@ def rename(session: Session, command: Rename) -> Removed:
     keep_for = session.attachment if command.keep_open else None
     removed = session.catalog.renames.rename(source, target, command.flags, session.now_ns(), keep_for)
     session.after_commit(lambda: session.service.retention.moved(session.tenant))
+    session.after_commit(lambda: _note_rename(session, source, target, command))
     session.announce(EntryGone(command.parent, command.name))
     session.announce(EntryGone(command.new_parent, command.new_name))
     return Removed(removed.ino, removed.nlink)
+
+
+def _note_rename(session: Session, source: Entry, target: Entry, command: Rename) -> None:
+    """What the layout guard is told of a rename."""
+    guard = session.service.guard
+    if guard.fences:
+        guard.fences.moved()
+    for entry, name in ((source, command.name), (target, command.new_name)):
+        row = session.catalog.namespace.lookup(*entry) if name == CONFIG_NAME else None
+        if row is not None:
+            guard.note_config(session.tenant, entry.parent, row.ino)
 
 
 def link(session: Session, command: Link) -> Found:
@@ -165,6 +178,12 @@ def commit(session: Session, command: Commit) -> Found:
     session.after_commit(lambda: session.reservations.committed(command.ino, reservation))
     session.accesses.forget(command.ino)
     session.opens.add(command.ino, command.serial)
+    guard = session.service.guard
+    if publication.entry is None:
+        session.after_commit(lambda: guard.note_rewrite(command.ino))
+    elif command.entry is not None and command.entry.name == CONFIG_NAME:
+        parent = publication.entry.parent
+        session.after_commit(lambda: guard.note_config(session.tenant, parent, command.ino))
     if command.entry is not None:
         session.announce(EntryGone(command.entry.parent, command.entry.name))
     session.announce(ObjectChanged(command.ino))

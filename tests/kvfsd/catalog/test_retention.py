@@ -154,13 +154,13 @@ def test_what_is_open_keeps_its_data_until_the_last_has_closed_it(world: World) 
 def test_policies_are_kept_checked_and_forgotten(world: World) -> None:
     assert world.catalog.retention.policy(1) == TenantPolicy()
     assert TenantPolicy().high_percent == limits.TENANT_HIGH_PERCENT
-    asked = TenantPolicy(5, 80, 60, 0)
+    asked = TenantPolicy(5, 80, 60, 0, 0)
     with world.catalog.transaction():
         world.catalog.retention.set_policy(1, asked)
     world.reopen()
-    assert world.catalog.retention.policy(1) == asked == TenantPolicy.of([5, 80, 60, 0, 99])
+    assert world.catalog.retention.policy(1) == asked == TenantPolicy.of([5, 80, 60, 0, 0, 99])
     assert TenantPolicy.of([5]) == TenantPolicy(5)
-    for bad in ((-1, 9, 9, 1), (0, 9, 10, 1), (0, 101, 9, 1), (0, 9, 0, 1), (0, 9, 9, 2)):
+    for bad in ((-1, 9, 9, 1), (0, 9, 10, 1), (0, 101, 9, 1), (0, 9, 0, 1), (0, 9, 9, 2), (0, 9, 9, 1, 2)):
         with pytest.raises(InvalidArgumentError), world.catalog.transaction():
             world.catalog.retention.set_policy(1, TenantPolicy(*bad))
     with world.catalog.transaction():
