@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
+from kvfs_tools.command_options import Json, PoolDirectory, with_key
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
 from kvfsd.pool.poolfile import absolute
@@ -27,16 +27,15 @@ def register(app: typer.Typer) -> None:
     )(rebuild)
 
 
+@with_key
 def check(
     directory: PoolDirectory,
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Recount the catalog: quotas, links, names, segments. Exit status 1 if anything is wrong. Reads no block."""
-    found = trio.run(_check, directory, KekOptions(kek, passphrase_file, credential))
+    found = trio.run(_check, directory, key)
     if json:
         output.print_json(found)
     else:
@@ -64,6 +63,7 @@ async def _check(directory: str, kek: KekOptions) -> dict[str, Any]:
     }
 
 
+@with_key
 def rebuild(
     directory: PoolDirectory,
     *,
@@ -76,9 +76,7 @@ def rebuild(
         str,
         typer.Option("--key-directory", metavar="DIR", help="With --medium: where the slot-key file lies."),
     ] = "",
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Make the catalog anew from the media: everything up to the metadata log's lag (1 s), nothing that was unlinked.
@@ -93,7 +91,7 @@ def rebuild(
         raise program.usage_error("--key-directory goes with --medium; pool.json says where the key file is")
     wanted = rebuilding.Wanted(
         directory=absolute(Path(directory)),
-        kek=KekOptions(kek, passphrase_file, credential),
+        kek=key,
         force=force,
         media=tuple(Path(path).absolute() for path in medium or ()),
         key_directory=Path(key_directory).absolute() if key_directory else None,

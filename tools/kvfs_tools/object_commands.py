@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import trio
 import typer
 
-from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, SourceText
+from kvfs_tools.command_options import Json, SourceText, with_key
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions, parse_source
 
@@ -35,14 +35,13 @@ def register(app: typer.Typer) -> None:
     )(verify)
 
 
+@with_key
 def ls(
     source: SourceText,
     path: ObjectPath = "/",
     *,
     recursive: Recursive = False,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """List a directory of a tenant: mode, links, owner, group, size, time, name. --json prints one object per line."""
@@ -50,37 +49,34 @@ def ls(
 
     named = parse_source(source)
     asked = object_reports.Listing(named.tenant, path, recursive=recursive, json=json)
-    trio.run(object_reports.list_objects, named.pool, KekOptions(kek, passphrase_file, credential), asked)
+    trio.run(object_reports.list_objects, named.pool, key, asked)
 
 
+@with_key
 def stat(
     source: SourceText,
     path: Annotated[str, program.argument("PATH")],
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Show one object: attributes, extended attributes, and where each of its blocks lies."""
     from kvfs_tools import object_reports
 
     named = parse_source(source)
-    options = KekOptions(kek, passphrase_file, credential)
-    found = trio.run(object_reports.describe_object, named.pool, options, named.tenant, path)
+    found = trio.run(object_reports.describe_object, named.pool, key, named.tenant, path)
     if json:
         output.print_json(found)
     else:
         object_reports.print_object(found)
 
 
+@with_key
 def verify(
     source: SourceText,
     path: ObjectPath = "/",
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Read every replica of every block and check it as a read would. Exit status 1 if anything is bad.
@@ -91,8 +87,7 @@ def verify(
 
     named = parse_source(source)
     tenant = named.tenant if source != named.pool else None
-    options = KekOptions(kek, passphrase_file, credential)
-    report = trio.run(verify_report.verify_pool, named.pool, options, tenant, path)
+    report = trio.run(verify_report.verify_pool, named.pool, key, tenant, path)
     if json:
         output.print_json(verify_report.report_value(report))
     else:

@@ -10,7 +10,7 @@ import trio
 import typer
 
 from kvfs import limits
-from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory
+from kvfs_tools.command_options import Json, PoolDirectory, with_key
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
 from kvfsd.cli.program import argument
@@ -30,6 +30,7 @@ DEFAULT_SIZE: Final = "64G"
         "kvfsctl pool create pool --kek pool.kek --medium a.img,size=64G,weight=4 --medium b.img,size=1T,weight=1",
     ),
 )
+@with_key
 def create(
     directory: PoolDirectory,
     *,
@@ -53,9 +54,7 @@ def create(
     tenant: Annotated[
         list[str] | None, typer.Option("--tenant", metavar="NAME", help="Make this tenant too; may be repeated.")
     ] = None,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Make a pool in the directory POOL, which is missing or empty.
@@ -74,7 +73,7 @@ def create(
         replicas=replicas,
         segment_bytes=parse_size_bytes(segment_size, "--segment-size") if segment_size else None,
         key_directory=Path(key_directory).absolute() if key_directory else None,
-        kek=KekOptions(kek, passphrase_file, credential),
+        kek=key,
         tenants=tuple(tenant or ()),
     )
     made = trio.run(pool_creation.create, wanted)
@@ -92,18 +91,17 @@ def create(
     cls=program.Command,
     epilog=program.examples("kvfsctl pool info /var/lib/kvfs/pool", "kvfsctl pool info --json /var/lib/kvfs/pool"),
 )
+@with_key
 def info(
     directory: PoolDirectory,
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Show a pool: format, media with their segments and free space, tenants with their use. Works beside a mount."""
     from kvfs_tools import pool_information
 
-    found = trio.run(pool_information.collect, directory, KekOptions(kek, passphrase_file, credential))
+    found = trio.run(pool_information.collect, directory, key)
     for warning in found["warnings"]:
         output.warn("kvfsctl", f"warning: {warning}")
     if json:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from kvfs_tools.command_options import CredentialName, Json, Kek, PassphraseFile, PoolDirectory, TenantName
+from kvfs_tools.command_options import Json, PoolDirectory, TenantName, with_key
 from kvfsd.cli import output, program
 from kvfsd.cli.options import KekOptions
 from kvfsd.units import parse_size_bytes
@@ -51,6 +51,7 @@ def _print(tenants: list[dict[str, Any]], value: object, *, json: bool) -> None:
         "kvfsctl tenant create /var/lib/kvfs/pool blue --quota 200G --uid 1000 --gid 1000",
     ),
 )
+@with_key
 def create(
     directory: PoolDirectory,
     name: TenantName,
@@ -61,9 +62,7 @@ def create(
     gid: Annotated[
         int | None, typer.Option("--gid", min=0, help="Group of its root directory (default: yours).")
     ] = None,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Make the tenant NAME, with keys of its own and an empty root directory."""
@@ -74,37 +73,35 @@ def create(
         "uid": os.geteuid() if uid is None else uid,
         "gid": os.getegid() if gid is None else gid,
     }
-    made = _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_create", **params)
+    made = _administer(directory, key, "tenant_create", **params)
     if json:
         output.print_json(made)
 
 
 @app.command("list", cls=program.Command, epilog=program.examples("kvfsctl tenant list /var/lib/kvfs/pool"))
+@with_key
 def list_(
     directory: PoolDirectory,
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """List the tenants with quota and use."""
-    found = _read(directory, KekOptions(kek, passphrase_file, credential))
+    found = _read(directory, key)
     _print(found, found, json=json)
 
 
 @app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant show /var/lib/kvfs/pool blue --json"))
+@with_key
 def show(
     directory: PoolDirectory,
     name: TenantName,
     *,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Show one tenant."""
-    found = _read(directory, KekOptions(kek, passphrase_file, credential), name)[0]
+    found = _read(directory, key, name)[0]
     _print([found], found, json=json)
 
 
@@ -133,6 +130,7 @@ def _read(directory: str, kek: KekOptions, name: str = "") -> list[dict[str, Any
         "kvfsctl tenant set /var/lib/kvfs/pool blue --uid none --gid 2000     no user, but a group",
     ),
 )
+@with_key
 def set_(
     directory: PoolDirectory,
     name: TenantName,
@@ -159,9 +157,7 @@ def set_(
     gid: Annotated[
         list[str] | None, typer.Option("--gid", metavar="GID", help="Group that may attach to it; as --uid.")
     ] = None,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
     json: Json = False,
 ) -> None:
     """Change quotas, what is evicted, and who may attach through a daemon.
@@ -183,7 +179,6 @@ def set_(
     changes = [(method, given) for method, given in asked if any(value is not None for value in given.values())]
     if not changes:
         raise program.usage_error("nothing to set; give --quota, --quota-objects, --min-bytes, --uid ...")
-    key = KekOptions(kek, passphrase_file, credential)
     for method, given in changes:
         changed = _administer(directory, key, method, name=name, **given)
     _print([changed], changed, json=json)
@@ -216,15 +211,14 @@ def _numbers(option: str, given: list[str] | None) -> list[int] | None:
         "kvfsctl tenant credential /var/lib/kvfs/pool blue --revoke",
     ),
 )
+@with_key
 def credential_(
     directory: PoolDirectory,
     name: TenantName,
     *,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="New file for the credential, mode 0600.")] = "",
     revoke: Annotated[bool, typer.Option("--revoke", help="Make all earlier ones useless (first).")] = False,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
 ) -> None:
     """Make a mount credential: whoever can read FILE may attach to the tenant through a daemon, as any user.
 
@@ -234,37 +228,34 @@ def credential_(
         raise program.usage_error("nothing to do; give --out FILE, --revoke, or both")
     from kvfs_tools.mount_credential import write_new
 
-    options = KekOptions(kek, passphrase_file, credential)
     if revoke:
-        _administer(directory, options, "tenant_drop_credentials", name=name)
+        _administer(directory, key, "tenant_drop_credentials", name=name)
     if out:
         with write_new(out) as digest:
-            _administer(directory, options, "tenant_add_credential", name=name, digest=digest.hex())
+            _administer(directory, key, "tenant_add_credential", name=name, digest=digest.hex())
 
 
 @app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant delete /var/lib/kvfs/pool blue --force"))
+@with_key
 def delete(
     directory: PoolDirectory,
     name: TenantName,
     *,
     force: Annotated[bool, typer.Option("--force", help="Delete everything in it, too.")] = False,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
 ) -> None:
     """Delete a tenant that is not mounted: its keys at once, its space in the background of the next mounts."""
-    _administer(directory, KekOptions(kek, passphrase_file, credential), "tenant_delete", name=name, force=force)
+    _administer(directory, key, "tenant_delete", name=name, force=force)
 
 
 @app.command(cls=program.Command, epilog=program.examples("kvfsctl tenant shred /var/lib/kvfs/pool blue --force"))
+@with_key
 def shred(
     directory: PoolDirectory,
     name: TenantName,
     *,
     force: Annotated[bool, typer.Option("--force", help="Shred everything in it, too.")] = False,
-    kek: Kek = "",
-    passphrase_file: PassphraseFile = "",
-    credential: CredentialName = "",
+    key: KekOptions,
 ) -> None:
     """Delete a tenant so that nothing of it ever opens again, in older copies of media and catalog neither.
 
@@ -273,5 +264,4 @@ def shred(
     """
     from kvfs_tools import tenant_shredding
 
-    options = KekOptions(kek, passphrase_file, credential)
-    trio.run(partial(tenant_shredding.shred, Path(directory), options, name, force=force))
+    trio.run(partial(tenant_shredding.shred, Path(directory), key, name, force=force))
