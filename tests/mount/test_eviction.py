@@ -118,3 +118,29 @@ def test_pin_time_to_live_and_state_through_a_mount(make_pool: MakePool, mounted
     assert os.getxattr(root / "pinned" / name_of(1), "user.kvfs.pin") == b"1"
     fill(root, range(30, 50))
     assert there(root / "pinned", range(2)) == [0, 1]
+
+
+def test_another_layout_beside_the_blocks_makes_them_misses(make_pool: MakePool, mounted: Mounted) -> None:
+    mount = make_pool().mount("engine")
+    root = mounted(mount)
+    base = root / "org_model_0123456789ab"
+    blocks = root / "org_model_0123456789ab_r0" / "0ab" / "cd_g0"
+    base.mkdir()
+    blocks.mkdir(parents=True)
+    (base / "config.json").write_text('{"tp_size": 1}')
+    fill(blocks, range(3))
+    eventually(lambda: "user.kvfs.layout" in os.listxattr(base))
+    store_by_rename(base / "config.json", b'{"tp_size": 2}')
+    eventually(lambda: not os.access(blocks / name_of(0), os.F_OK))
+    assert os.listdir(blocks) == []
+    fill(blocks, range(2))
+    mount.kill()
+    mount.start()
+    assert sorted(os.listdir(blocks)) == [name_of(0), name_of(1)]
+    assert read_whole(blocks / name_of(1), MIB) == pattern(1, MIB)
+    mount.stop()
+    mount.options = (*mount.options, "layout_guard=off")
+    mount.start()
+    (base / "config.json").write_text('{"tp_size": 3}')
+    time.sleep(0.5)
+    assert sorted(os.listdir(blocks)) == [name_of(0), name_of(1)]
