@@ -115,6 +115,8 @@ class Counters:
     events_overflowed: int = 0
     damaged_names: int = 0
     """Names left out of a listing because they did not open."""
+    damaged_rows: int = 0
+    """Rows of the catalog that failed their checks, each once."""
     payload_bytes_written: int = 0
     payload_bytes_read: int = 0
 

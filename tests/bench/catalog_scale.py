@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from kvfsd.catalog import Catalog
 from kvfsd.catalog.check import check
+from kvfsd.catalog.inodes import INSERT_INODE
 from kvfsd.catalog.publication import Publication
 from kvfsd.catalog.rows import (
     BlockRow,
@@ -36,6 +37,7 @@ from kvfsd.catalog.rows import (
     cookie_of,
     pack_locations,
 )
+from kvfsd.catalog.rowsealing import seal_rows
 from kvfsd.catalog.schema import SegmentState, TenantState
 
 DIRECTORIES = 4096
@@ -64,6 +66,7 @@ def directory_row(ino: int, parent: int) -> InodeRow:
 def build(path: Path, objects: int) -> None:
     """Make the catalog."""
     catalog = Catalog.create(path, bytes(16))
+    catalog.unlock(row_key)
     database = catalog.database
     database.logging = False
     with catalog.transaction():
@@ -90,19 +93,25 @@ def build(path: Path, objects: int) -> None:
     for start in range(0, objects, BATCH):
         with catalog.transaction():
             insert_names(catalog, [(p, sealed(n), FIRST + n) for p, _, n in names[start : start + BATCH]])
+    with catalog.transaction():
+        seal_rows(database)
     catalog.close()
+
+
+def row_key(tenant: int) -> bytes:
+    """Any key will do."""
+    return bytes([tenant]) * 32
 
 
 def insert_inodes(catalog: Catalog, rows: Iterator[InodeRow]) -> None:
     """Rows of objects as they are."""
-    marks = ",".join("?" * 16)
-    catalog.database.run_many(f"INSERT INTO inode VALUES({marks})", [(row.ino, 1, *row[1:]) for row in rows])
+    catalog.database.run_many(INSERT_INODE, [(row.ino, 1, *row[1:], 0) for row in rows])
 
 
 def insert_names(catalog: Catalog, names: list[tuple[int, bytes, int]]) -> None:
     """Names as they are."""
-    rows = [(1, parent, cookie_of(name), name, ino) for parent, name, ino in names]
-    catalog.database.run_many("INSERT INTO dirent VALUES(?,?,?,?,?)", rows)
+    rows = [(1, parent, cookie_of(name), name, ino, 0) for parent, name, ino in names]
+    catalog.database.run_many("INSERT INTO dirent VALUES(?,?,?,?,?,?)", rows)
 
 
 def fill(catalog: Catalog, numbers: range) -> None:
@@ -189,6 +198,7 @@ def measure(path: Path, objects: int, with_check: bool) -> None:
     before = resident_bytes()
     started = time.perf_counter()
     catalog = Catalog.open(path)
+    catalog.unlock(row_key)
     opened = time.perf_counter() - started
     count = min(objects, 100_000)
     lookup = catalog.namespace.lookup

@@ -73,15 +73,39 @@ def test_one_bad_replica_of_two_loses_nothing_but_is_told(kvfsctl):
     assert (report["bad_replicas"], report["lost_blocks"], report["replicas"]) == (1, 0, 7)
 
 
-def test_a_name_that_does_not_open_is_bad_and_shown_by_its_object(filled):
+def test_a_damaged_name_is_not_shown_but_told(filled):
+    listed = len(filled.ok("ls", "-R", f"blue@{filled.pool}").splitlines())
     filled.sql(
         "UPDATE dirent SET sealed_name = CAST(x'00' || substr(sealed_name, 2) AS BLOB)"
         " WHERE ino IN (SELECT min(ino) FROM dirent)"
     )
     status, out, error = filled.run("verify", filled.pool)
     assert (status, error) == (1, "")
-    assert "1 bad names" in out
-    assert "?object-" in filled.ok("ls", "-R", f"blue@{filled.pool}")
+    assert "a name in directory 2 fails its check; kvfsctl rebuild --force" in out
+    assert out.endswith(", 1 damaged rows\n")
+    assert len(filled.ok("ls", "-R", f"blue@{filled.pool}").splitlines()) < listed
+
+
+def test_a_lost_block_is_told(filled):
+    filled.sql("DELETE FROM block WHERE block = 1")
+    status, out, _ = filled.run("verify", filled.pool)
+    assert status == 1
+    assert "are lost or damaged" in out
+
+
+def test_check_names_the_row_and_rebuild_brings_it_back(filled):
+    before = sorted(filled.ok("ls", "-R", "--json", f"blue@{filled.pool}").splitlines())
+    filled.sql("UPDATE inode SET uid = uid + 1 WHERE size = 5 AND mode & 0xF000 = 0x8000")
+    filled.sql("DELETE FROM dirent WHERE parent <> 2")
+    status, out, _ = filled.run("check", filled.pool)
+    assert status == 1
+    lines = out.splitlines()
+    assert any(line.startswith("damaged_object: 1, ") and line.endswith("its row fails its check") for line in lines)
+    assert any(line.startswith("lost_names: 1, in directory ") for line in lines)
+    assert "kvfsctl rebuild --force" in out
+    assert filled.json("rebuild", "--force", filled.pool)["complete"]
+    assert filled.json("check", filled.pool)["findings"] == []
+    assert sorted(filled.ok("ls", "-R", "--json", f"blue@{filled.pool}").splitlines()) == before
 
 
 def test_a_record_that_was_moved_meanwhile_is_not_bad(filled):
@@ -128,11 +152,15 @@ def test_rebuild_restores_what_the_catalog_knew(filled):
 
 
 def test_quarantine_is_listed_and_restored(filled):
-    filled.sql(
-        "INSERT INTO quarantine SELECT tenant, ino, 0, x'', 'seal: test', 5 FROM inode"
-        " WHERE size=5 AND mode & 0xF000 = 0x8000"
-    )
-    filled.sql("UPDATE inode SET flags=1 WHERE size=5 AND mode & 0xF000 = 0x8000")
+    async def hide() -> None:
+        pool = await Pool.open(Path(filled.pool))
+        tenant = pool.tenants.show("blue")
+        ino = TenantView(pool, tenant).find(b"/small").inode.ino
+        with pool.catalog.transaction():
+            pool.catalog.quarantine.hide(tenant.number, ino, "seal: test", 5)
+        await pool.aclose()
+
+    trio.run(hide)
     source = f"blue@{filled.pool}"
     assert "small" not in filled.ok("ls", source)
     (one,) = filled.json("quarantine", "list", source)

@@ -14,7 +14,7 @@ from kvfsd.metalog.metadata_log import LogPayload, LogPorts, MetadataLog, Sealed
 from kvfsd.metalog.rebuild import FoundSegment
 from kvfsd.ondisk.record import RecordHeader, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentKind
-from tests.kvfsd.catalog.world import POOL, World
+from tests.kvfsd.catalog.world import POOL, World, row_key
 
 SEGMENT_BYTES = 4 << 20
 
@@ -43,6 +43,9 @@ class MemoryMedia:
             end = max((one.location.offset * 4096 + record_bytes(one.identity.length) for one in found), default=4096)
             row = SegmentRow(medium, segment, SegmentState.CLOSED, kind, tenant, epoch, end, 0)
             yield FoundSegment(row, found)
+
+    def rows_key(self, tenant: int) -> bytes:
+        return row_key(tenant)
 
     async def open(self, identity: RecordIdentity, location: Location) -> bytes:
         data = self.records[location]

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvfs.errors import FormatError, InvalidArgumentError, NotDirectoryError, NotFoundError
+from kvfs.errors import BadRecordError, FormatError, InvalidArgumentError, NotDirectoryError, NotFoundError
 from kvfs.limits import BLOCK_BYTES
 from kvfsd.catalog.rows import BlockRow, InodeRow
 from kvfsd.crypto.keys import NameSealer
@@ -88,7 +88,7 @@ class TenantView:
                 listed, end = self._catalog.namespace.list_directory(
                     self.tenant.number, directory.inode.ino, cookie, LISTING_BATCH
                 )
-            except (NotFoundError, NotDirectoryError):
+            except (NotFoundError, NotDirectoryError, BadRecordError):
                 return
             for entry in listed:
                 name, bad = self._open_name(directory.inode.ino, entry.name, entry.inode.ino)
@@ -128,8 +128,12 @@ class TenantView:
 
     def xattr_names(self, ino: int) -> list[bytes]:
         """Names of the extended attributes; one that does not open is shown as ?."""
-        names = []
-        for sealed in self._catalog.xattrs.names(self.tenant.number, ino):
+        names: list[bytes] = []
+        try:
+            sealed_names = self._catalog.xattrs.names(self.tenant.number, ino)
+        except BadRecordError:
+            return [b"?"]
+        for sealed in sealed_names:
             try:
                 names.append(self._names.open_value(ino, XATTR_NAME, sealed))
             except FormatError:

@@ -34,13 +34,18 @@ def check(
     key: KekOptions,
     json: Json = False,
 ) -> None:
-    """Recount the catalog: quotas, links, names, segments. Exit status 1 if anything is wrong. Reads no block."""
+    """Recount the catalog, and check every row: quotas, links, names, blocks, segments. Reads no block.
+
+    Exit status 1 if anything is wrong; it says which row, and what to do.
+    """
     found = trio.run(_check, directory, key)
     if json:
         output.print_json(found)
     else:
         for finding in found["findings"]:
             print(output.printable(finding))
+        for advice in found["advice"]:
+            print(advice)
         print(
             f"checked {found['objects']} objects of {len(found['tenants'])} tenants: {len(found['findings'])} findings"
         )
@@ -60,6 +65,7 @@ async def _check(directory: str, kek: KekOptions) -> dict[str, Any]:
         "tenants": tenants,
         "objects": sum(tenant["used_objects"] for tenant in tenants),
         "findings": [f"{problem.kind}: {problem.detail}" for problem in problems],
+        "advice": sorted({problem.advice for problem in problems}),
     }
 
 

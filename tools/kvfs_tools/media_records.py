@@ -41,6 +41,10 @@ class MediaSource:
         """Take the keys in `slots`, which are those of one system snapshot; WrongKeyError."""
         self._ring = keys.settle(self.pool, self._slot_keys, slots, self._randomness)
 
+    def rows_key(self, tenant: int) -> bytes:
+        """The key of the checks of a tenant's catalog rows; WrongKeyError before `unlock`."""
+        return self._ring.rows_key(tenant)
+
     async def segments(self) -> AsyncIterator[FoundSegment]:
         """Every segment in use, medium by medium."""
         for index, one in sorted(self._media.items()):

@@ -53,11 +53,13 @@ class Report:
     lost_blocks: int = 0
     """Blocks without a good replica."""
     bad: list[BadReplica] = field(default_factory=list)
+    damaged_rows: list[str] = field(default_factory=list)
+    """Rows of the catalog that failed their checks; names and objects behind them could not be looked at."""
 
     @property
     def clean(self) -> bool:
         """Nothing bad was found."""
-        return not (self.bad_names or self.bad_replicas)
+        return not (self.bad_names or self.bad_replicas or self.damaged_rows)
 
 
 class Verifier:
@@ -89,6 +91,9 @@ class Verifier:
 
     async def _object(self, node: Node) -> None:
         self._report.objects += 1
+        with contextlib.suppress(BadRecordError):  # the catalog keeps it for the report
+            for _ in self._pool.catalog.wholeness.hole_steps(self._view.tenant.number, node.inode.ino):
+                pass
         for row in self._view.blocks(node.inode):
             await self._block(node, row)
             self._progress(self._report)

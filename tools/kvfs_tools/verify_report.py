@@ -11,6 +11,7 @@ from typing import Any, Final
 from kvfs_tools.inspection import TenantView
 from kvfs_tools.readonly import open_read_only
 from kvfs_tools.verification import Report, Verifier
+from kvfsd.catalog.connection import REPAIR
 from kvfsd.cli.options import KekOptions
 from kvfsd.cli.output import print_table
 from kvfsd.units import format_bytes
@@ -31,6 +32,9 @@ async def verify_pool(directory: str, options: KekOptions, tenant: str | None, p
         for one in tenants:
             view = TenantView(opened.pool, one)
             await Verifier(view, opened.media, report, progress.show).tree(view.find(os.fsencode(path)))
+        report.damaged_rows = [
+            f"tenant {damage.tenant}: {damage.text}" for damage in opened.pool.catalog.database.damage.known()
+        ]
     progress.clear()
     return report
 
@@ -63,6 +67,8 @@ def count_line(report: Report) -> str:
     """How much was verified, and how much of it is bad."""
     read = f"{report.replicas} replicas, {format_bytes(report.payload_bytes)}"
     bad = f"{report.bad_replicas} bad replicas, {report.lost_blocks} blocks lost, {report.bad_names} bad names"
+    if report.damaged_rows:
+        bad += f", {len(report.damaged_rows)} damaged rows"
     return f"verified {report.objects} objects, {report.blocks} blocks, {read}: {bad}"
 
 
@@ -82,4 +88,6 @@ def print_report(report: Report) -> None:
         print_table(("PATH", "BLOCK#", "MEDIUM", "SEGMENT#", "BYTE#", "WHAT IS WRONG"), rows)
     if len(report.bad) < report.bad_replicas:
         print(f"... and {report.bad_replicas - len(report.bad)} more")
+    for text in report.damaged_rows:
+        print(f"catalog: {text}; {REPAIR}")
     print(count_line(report))

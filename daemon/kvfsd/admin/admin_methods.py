@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import trio
 
-from kvfs.errors import FormatError, InvalidArgumentError, NotPermittedError
+from kvfs.errors import BadRecordError, FormatError, InvalidArgumentError, NotPermittedError
 from kvfsd.admin.admin import Method, Methods
 from kvfsd.catalog.rows import QuarantineRow
 from kvfsd.metrics import Metrics
@@ -174,7 +174,10 @@ class PoolAdmin:
         return [self._quarantine_value(row) for row in rows]
 
     def _quarantine_value(self, row: QuarantineRow) -> dict[str, Any]:
-        inode = self._pool.catalog.inodes.find(row.tenant, row.ino)
+        try:
+            inode = self._pool.catalog.inodes.find(row.tenant, row.ino)
+        except BadRecordError:
+            inode = None
         name = ""
         if row.sealed_name:
             try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kvfs import limits
-from kvfs.errors import InvalidArgumentError
+from kvfs.errors import BadRecordError, FormatError, InvalidArgumentError
 from kvfsd.catalog.database import Database, Row
+from kvfsd.catalog.rowmacs import total
 from kvfsd.catalog.rows import BlockRow, Location, PlacedBlock, pack_locations, segment_prefix, unpack_locations
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.ondisk.metalog import DropBlocks, PutBlock
@@ -15,8 +17,19 @@ from kvfsd.ondisk.metalog import DropBlocks, PutBlock
 BLOCKS_MAX: Final = limits.FILE_MAX_BYTES // limits.BLOCK_BYTES
 """Blocks of the largest file."""
 
+_EPOCHS: Final = 1 << 32
 _COLUMNS = "block, generation, length, epoch, tag, locations"
 _OF_STAGED = "tenant=? AND attachment=? AND ino=?"
+
+
+class Stored(NamedTuple):
+    """What an object's row says of its blocks: plaintext bytes, and the sum of their checks."""
+
+    stored_bytes: int = 0
+    members: int = 0
+
+
+_NOTHING: Final = Stored()
 
 
 class Blocks:
@@ -33,14 +46,14 @@ class Blocks:
         row = self._database.one(
             f"SELECT {_COLUMNS} FROM block WHERE tenant=? AND ino=? AND block=?", (tenant, ino, block)
         )
-        return _block(row) if row else None
+        return _block(self._database, tenant, ino, row) if row else None
 
     def locate_staged(self, attachment: int, tenant: int, ino: int, block: int) -> BlockRow | None:
         """What the attachment wrote and has not committed yet, else the committed block."""
         row = self._database.one(
             f"SELECT {_COLUMNS} FROM staged_block WHERE {_OF_STAGED} AND block=?", (tenant, attachment, ino, block)
         )
-        return _block(row) if row else self.locate(tenant, ino, block)
+        return _block(self._database, tenant, ino, row) if row else self.locate(tenant, ino, block)
 
     def locate_range(self, tenant: int, ino: int, first: int, count: int) -> list[BlockRow]:
         """Committed blocks `first` .. `first + count - 1` in order, holes left out."""
@@ -48,7 +61,7 @@ class Blocks:
             f"SELECT {_COLUMNS} FROM block WHERE tenant=? AND ino=? AND block>=? AND block<? ORDER BY block",
             (tenant, ino, first, first + count),
         )
-        return [_block(row) for row in rows]
+        return [_block(self._database, tenant, ino, row) for row in rows]
 
     def staged_bytes(self, tenant: int) -> int:
         """Plaintext bytes of all uncommitted blocks of the tenant."""
@@ -83,8 +96,10 @@ class Blocks:
         self._segments.add_record(row.length, row.locations)
         return row.length - freed
 
-    def commit_staged(self, attachment: int, tenant: int, ino: int, base_limit_bytes: int) -> int:
-        """Publish the attachment's blocks of the object -> change of the object's stored bytes.
+    def commit_staged(
+        self, attachment: int, tenant: int, ino: int, base_limit_bytes: int, before: Stored = _NOTHING
+    ) -> Stored:
+        """Publish the attachment's blocks of an object that had `before` -> what it has now.
 
         Committed blocks that they replace are released, and so are those from `base_limit_bytes` on (a block that
         is partly before it stays). Costs about 5 us a block, all in the caller's transaction.
@@ -94,31 +109,34 @@ class Blocks:
             f"SELECT {_COLUMNS} FROM staged_block WHERE {_OF_STAGED} ORDER BY block", (tenant, attachment, ino)
         )
         first_dropped = -(-base_limit_bytes // limits.BLOCK_BYTES)
-        freed = self._drop_from(tenant, ino, first_dropped)
+        gone = self._drop_from(tenant, ino, first_dropped)
         if first_dropped:
-            freed += self._drop_replaced(tenant, ino, staged)
-        if not staged:
-            return -freed
-        self._database.run(
-            f"INSERT INTO block SELECT tenant, ino, {_COLUMNS} FROM staged_block WHERE {_OF_STAGED}",
-            (tenant, attachment, ino),
-        )
-        self._database.run(f"DELETE FROM staged_block WHERE {_OF_STAGED}", (tenant, attachment, ino))
-        added = 0
-        for block, generation, length, epoch, tag, _ in staged:
-            added += length
-            self._database.log(tenant, PutBlock(ino, block, generation, length, epoch, tag))
-        return added - freed
+            gone += self._drop_replaced(tenant, ino, staged)
+        freed = self._segments.release([(row[2], row[5]) for row in gone]) if gone else 0
+        check = self._database.macs.of(tenant).block
+        stored_bytes = members = 0  # of a file that is written anew: what was damaged before it does not matter
+        if first_dropped:
+            stored_bytes, members = before.stored_bytes - freed, before.members - sum([check(ino, row) for row in gone])
+        if staged:
+            self._database.run(
+                f"INSERT INTO block SELECT tenant, ino, {_COLUMNS} FROM staged_block WHERE {_OF_STAGED}",
+                (tenant, attachment, ino),
+            )
+            self._database.run(f"DELETE FROM staged_block WHERE {_OF_STAGED}", (tenant, attachment, ino))
+        for row in staged:
+            stored_bytes += row[2]
+            members += check(ino, row)
+            self._database.log(tenant, PutBlock(ino, *row[:5]))
+        return Stored(stored_bytes, total(members))
 
     def drop_staged(self, attachment: int, tenant: int, ino: int, from_block: int) -> int:
         """Forget the attachment's uncommitted blocks of the object from `from_block` on -> plaintext bytes freed."""
         self._database.require_transaction()
         key = (tenant, attachment, ino, from_block)
         rows = self._database.all(f"SELECT length, locations FROM staged_block WHERE {_OF_STAGED} AND block>=?", key)
-        if not rows:
-            return 0
-        self._database.run(f"DELETE FROM staged_block WHERE {_OF_STAGED} AND block>=?", key)
-        return self._segments.release(_records(rows))
+        if rows:
+            self._database.run(f"DELETE FROM staged_block WHERE {_OF_STAGED} AND block>=?", key)
+        return self._segments.release(rows)
 
     def drop_staged_of(self, attachment: int | None, limit: int) -> bool:
         """Forget up to `limit` uncommitted blocks of one attachment, or of all that are not kept (None).
@@ -138,25 +156,23 @@ class Blocks:
 
     # --- release ---------------------------------------------------------------------------------------
 
-    def _drop_from(self, tenant: int, ino: int, block: int) -> int:
+    def _drop_from(self, tenant: int, ino: int, block: int) -> list[Row]:
         key = (tenant, ino, block)
-        rows = self._database.all("SELECT length, locations FROM block WHERE tenant=? AND ino=? AND block>=?", key)
-        if not rows:
-            return 0
-        self._database.run("DELETE FROM block WHERE tenant=? AND ino=? AND block>=?", key)
-        self._database.log(tenant, DropBlocks(ino, block))
-        return self._segments.release(_records(rows))
+        rows = self._database.all(f"SELECT {_COLUMNS} FROM block WHERE tenant=? AND ino=? AND block>=?", key)
+        if rows:
+            self._database.run("DELETE FROM block WHERE tenant=? AND ino=? AND block>=?", key)
+            self._database.log(tenant, DropBlocks(ino, block))
+        return rows
 
-    def _drop_replaced(self, tenant: int, ino: int, staged: Sequence[Row]) -> int:
+    def _drop_replaced(self, tenant: int, ino: int, staged: Sequence[Row]) -> list[Row]:
         # No log entry: the PutBlock that follows replaces the row on replay as well.
-        freed = 0
-        for block, *_ in staged:
-            key = (tenant, ino, block)
-            row = self._database.one("SELECT length, locations FROM block WHERE tenant=? AND ino=? AND block=?", key)
+        gone = []
+        for key in [(tenant, ino, block) for block, *_ in staged]:
+            row = self._database.one(f"SELECT {_COLUMNS} FROM block WHERE tenant=? AND ino=? AND block=?", key)
             if row:
                 self._database.run("DELETE FROM block WHERE tenant=? AND ino=? AND block=?", key)
-                freed += self._segments.release([(row[0], row[1])])
-        return freed
+                gone.append(row)
+        return gone
 
     # --- places ----------------------------------------------------------------------------------------
 
@@ -173,7 +189,9 @@ class Blocks:
                 f" WHERE substr(locations, {at + 1}, 6)=?{exists}",
                 (prefix, prefix),
             )
-            found += [PlacedBlock(row[0], row[1], row[2], _block(row[3:])) for row in rows]
+            for tenant, ino, attachment, *row in rows:
+                with contextlib.suppress(BadRecordError):  # told; its segment stays, for its live bytes do
+                    found.append(PlacedBlock(tenant, ino, attachment, _block(self._database, tenant, ino, row)))
         return found
 
     def relocate(self, placed: PlacedBlock, old: Location, new: Location) -> bool:
@@ -206,7 +224,7 @@ class Blocks:
         row = self._database.one(f"SELECT {_COLUMNS} FROM {table} WHERE {where} AND generation=?", key)
         if row is None and placed.attachment:  # it may have been committed since it was listed
             return self._current(placed._replace(attachment=0))
-        return _block(row) if row else None
+        return _block(self._database, placed.tenant, placed.ino, row) if row else None
 
     def _set_locations(self, placed: PlacedBlock, locations: Sequence[Location]) -> None:
         table, where, key = _row_key(placed)
@@ -224,10 +242,12 @@ def _row_key(placed: PlacedBlock) -> tuple[str, str, tuple[int, ...]]:
     return "block", "tenant=? AND ino=? AND block=?", (placed.tenant, placed.ino, block, generation)
 
 
-def _block(row: Sequence[Any]) -> BlockRow:
+def _block(database: Database, tenant: int, ino: int, row: Sequence[Any]) -> BlockRow:
+    """The row of _COLUMNS; BadRecordError if it has values that no block has. The rest is the record's to check."""
     block, generation, length, epoch, tag, packed = row
-    return BlockRow(block, generation, length, epoch, tag, unpack_locations(packed))
-
-
-def _records(rows: Sequence[Row]) -> list[tuple[int, bytes]]:
-    return [(length, packed) for length, packed in rows]
+    try:
+        if generation >= 0 and 0 < length <= limits.BLOCK_BYTES and 0 <= epoch < _EPOCHS and type(tag) is bytes:
+            return BlockRow(block, generation, length, epoch, tag, unpack_locations(packed))
+    except (TypeError, FormatError):
+        pass
+    raise database.damage.note("block", tenant, ino, f"row of block {block} of object {ino} is damaged")

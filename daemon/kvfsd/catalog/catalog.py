@@ -18,8 +18,11 @@ from kvfsd.catalog.purge import Purge
 from kvfsd.catalog.quarantine_rows import QuarantineRows
 from kvfsd.catalog.renames import Renames
 from kvfsd.catalog.retention_rows import RetentionRows
+from kvfsd.catalog.rowmacs import RowKeys
 from kvfsd.catalog.segment_rows import SegmentRows
+from kvfsd.catalog.tenant_checks import TenantChecks
 from kvfsd.catalog.tenants import Tenants
+from kvfsd.catalog.wholeness import Wholeness
 from kvfsd.catalog.xattrs import Xattrs
 
 
@@ -43,15 +46,16 @@ class Catalog:
     media: MediaRows
     log_rows: LogRows
     purge: Purge
+    wholeness: Wholeness
 
     @classmethod
     def create(cls, path: Path, pool_uuid: bytes, hooks: Hooks | None = None) -> Catalog:
-        """An empty catalog at `path`; FileExistsError."""
+        """An empty catalog at `path`, to be unlocked; FileExistsError."""
         return cls.over(Database.create(path, pool_uuid, hooks))
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False, hooks: Hooks | None = None) -> Catalog:
-        """See `Database.open`."""
+        """See `Database.open`. Only `Tenants.numbers` and `Tenants.slots` work before `unlock`."""
         return cls.over(Database.open(path, read_only=read_only, hooks=hooks))
 
     @classmethod
@@ -77,16 +81,24 @@ class Catalog:
             publisher=Publisher(database, namespace, inodes, blocks),
             attachments=Attachments(database, blocks, inodes, doomed),
             quarantine=QuarantineRows(database, namespace, inodes),
-            retention=RetentionRows(database, inodes, namespace),
+            retention=RetentionRows(database, tenants, inodes, namespace),
             media=MediaRows(database),
             log_rows=log_rows,
             purge=Purge(database, inodes, tenants, segments, log_rows),
+            wholeness=Wholeness(database, inodes),
         )
 
     def transaction(self) -> Transaction:
         """One atomic change; see `Database.transaction`."""
         return self.database.transaction()
 
+    def unlock(self, keys: RowKeys) -> None:
+        """Check rows with these keys from here on, those of the tenants at once; see `TenantChecks.check_all`."""
+        self.database.macs.unlock(keys)
+        TenantChecks(self.database, self.tenants).check_all()
+
     def close(self) -> None:
         """Checkpoint, mark clean, close."""
+        if not self.database.read_only:
+            TenantChecks(self.database, self.tenants).seal_use()
         self.database.close()

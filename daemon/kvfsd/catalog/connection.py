@@ -26,6 +26,9 @@ STATEMENTS_CACHED: Final = 256
 _ERRORS: Final = (sqlite3.Error, UnicodeError, OverflowError)
 """What the statements of a damaged database, or numbers over 64 bits, raise."""
 
+REPAIR: Final = "kvfsctl rebuild --force POOL makes the catalog anew from the media, with the pool unmounted"
+"""What to do about a damaged catalog."""
+
 Row: TypeAlias = tuple[Any, ...]
 
 
@@ -111,13 +114,20 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
             check_same_thread=False,  # one user at a time, whichever thread opened it
             cached_statements=STATEMENTS_CACHED,
         )
+        connection.text_factory = _text
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        connection.execute("PRAGMA cell_size_check=ON")
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
     except _ERRORS as error:
         raise domain_error(error, path) from error
     return connection
+
+
+def _text(stored: bytes) -> str:
+    """A value that damage made a text: no text of ours, but no reason to give up either. It fails its row's check."""
+    return stored.decode("utf-8", "replace")
 
 
 def domain_error(error: Exception, path: Path) -> KvfsError:
@@ -132,6 +142,8 @@ def domain_error(error: Exception, path: Path) -> KvfsError:
         return PoolFullError(text)
     if code == sqlite3.SQLITE_NOTADB:
         return FormatError(text)
+    if code == sqlite3.SQLITE_CORRUPT:
+        return FailsafeError(f"{text}; {REPAIR}")
     if code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE):
         return InternalError(text)
     return FailsafeError(text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kvfs.errors import InternalError
-from kvfsd.catalog import schema
+from kvfsd.catalog import meta_rows, schema
 from kvfsd.catalog.connection import Connection
 
 INO_RANGE: Final = 1 << 16
@@ -76,11 +76,10 @@ class Counters:
             connection.run("BEGIN IMMEDIATE")
             moved = []
             for numbers in ranges:
-                row = connection.one("SELECT value FROM meta WHERE key=?", (numbers.key,))
-                base = max(row[0] if row else 0, numbers.next)
+                base = max(meta_rows.read(connection, numbers.key), numbers.next)
                 moved.append((numbers, numbers.next if numbers.next < numbers.end else base, base + numbers.step))
-                connection.run("UPDATE meta SET value=? WHERE key=?", (base + numbers.step, numbers.key))
-            connection.run("UPDATE meta SET value=0 WHERE key=?", (schema.META_CLEAN,))
+                meta_rows.write(connection, numbers.key, base + numbers.step)
+            meta_rows.write(connection, schema.META_CLEAN, 0)
             connection.run("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from kvfs.errors import FailsafeError, FormatError, InternalError, NotFoundError
-from kvfsd.catalog import schema
+from kvfsd.catalog import meta_rows, schema
 from kvfsd.catalog.connection import Connection, Row
 from kvfsd.catalog.counters import Counters
+from kvfsd.catalog.damage import DamageReports
 from kvfsd.catalog.outbox import OutboxSize
+from kvfsd.catalog.rowmacs import RowMacs
 from kvfsd.catalog.wal import WriteAheadLog, sync_directory
 from kvfsd.ondisk.metalog import Change, encode_entries
 
@@ -66,6 +68,8 @@ class Database(Connection):
         """False while a rebuild fills the catalog: changes are then not queued for the metadata log."""
         self.was_clean = True
         """Whether the process before closed the catalog; False means: recover."""
+        self.macs = RowMacs()
+        self.damage = DamageReports()
         self._hooks = hooks or Hooks()
         self._transaction = Transaction(self)
         self.outbox = OutboxSize()
@@ -86,7 +90,8 @@ class Database(Connection):
             f"BEGIN; {schema.TABLES} PRAGMA application_id={schema.APPLICATION_ID};"
             f" PRAGMA user_version={schema.VERSION}; COMMIT;"
         )
-        connection.run_many("INSERT INTO meta VALUES(?,?)", [(schema.META_POOL_UUID, pool_uuid), *schema.META_START])
+        for key, value in ((schema.META_POOL_UUID, pool_uuid), *schema.META_START):
+            meta_rows.write(connection, key, value)
         connection.disconnect()
         sync_directory(path.parent)
         return cls.open(path, hooks=hooks)
@@ -130,7 +135,8 @@ class Database(Connection):
                 raise FormatError(f"catalog {self.path}: not a catalog of kvfs")
             if version != (schema.VERSION,):
                 raise FormatError(f"catalog {self.path}: version {version}; this kvfs knows {schema.VERSION}")
-            features = self.meta(schema.META_FEATURES)
+            values = {key: self.meta(key) for key in (schema.META_POOL_UUID, *dict(schema.META_START))}
+            features = values[schema.META_FEATURES]
         except (FailsafeError, NotFoundError) as error:
             raise FormatError(f"catalog {self.path}: {error}") from error
         if not isinstance(features, int) or features & ~schema.FEATURES_KNOWN:
@@ -230,15 +236,12 @@ class Database(Connection):
     # --- meta and stable storage -----------------------------------------------------------------------
 
     def meta(self, key: str) -> Any:
-        """Value of a `meta` row; NotFoundError if there is none."""
-        row = self.one("SELECT value FROM meta WHERE key=?", (key,))
-        if row is None:
-            raise NotFoundError(f"catalog {self.path}: no meta row {key!r}")
-        return row[0]
+        """Value of a `meta` row; NotFoundError if there is none, FailsafeError if it is damaged."""
+        return meta_rows.read(self, key)
 
     def set_meta(self, key: str, value: int | bytes | str) -> None:
         """Write a `meta` row."""
-        self.run("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, value))
+        meta_rows.write(self, key, value)
 
     @property
     def wal(self) -> WriteAheadLog:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from kvfsd.catalog.database import Database, Row
-from kvfsd.catalog.rows import Location, pack_locations, unpack_locations
+from kvfsd.catalog.rowchecks import object_faults
+from kvfsd.catalog.rows import LOGGED_FIELDS, Location, pack_locations, unpack_locations
 from kvfsd.catalog.schema import LISTING_COLUMNS, TenantState
 from kvfsd.catalog.segment_rows import SegmentRows
 from kvfsd.ondisk.metalog import LENGTH_BYTES, Change, PutBlock, PutEntry, PutInode, PutXattr
 
 SNAPSHOT_ROWS: Final = 256
 """Rows that one transaction of a snapshot reads: about a millisecond."""
+WHOLE_ROWS: Final = 64
+"""Objects that are held against their checks at a time: about a millisecond, more for large ones."""
 _PENDING_ROWS: Final = 2048
+_Key: TypeAlias = tuple[int | bytes, ...]
+_Changes: TypeAlias = Iterator[tuple[Change | None, tuple[int | bytes, ...]]]
 
 
 class LogState(NamedTuple):
@@ -49,7 +54,8 @@ class SnapshotCursor(NamedTuple):
     """How far a snapshot has read: index into the tables, and the last key there."""
 
     table: int = 0
-    key: tuple[int | bytes, ...] = ()
+    key: _Key = ()
+    lenient: bool = False
 
 
 class LogRows:
@@ -166,39 +172,69 @@ class LogRows:
         """Queue the next rows of the tenant as Put changes -> where to go on; None when all are queued.
 
         In a transaction of its own each time; changes of others in between are queued in their places.
+        BadRecordError for a row that fails its check, unless the cursor is `lenient`: then it is left out.
         """
         self._database.require_transaction()
         readers = (self._inodes, self._entries, self._xattrs, self._blocks)
-        rows = list(readers[cursor.table](tenant, cursor.key))
+        rows = list(readers[cursor.table](tenant, cursor))
         for change, _ in rows:
             if change is not None:
                 self._database.log(tenant, change)
         if len(rows) == SNAPSHOT_ROWS:
-            return SnapshotCursor(cursor.table, rows[-1][1])
-        return SnapshotCursor(cursor.table + 1) if cursor.table + 1 < len(readers) else None
+            return cursor._replace(key=rows[-1][1])
+        return cursor._replace(table=cursor.table + 1, key=()) if cursor.table + 1 < len(readers) else None
 
-    def _inodes(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change | None, tuple[int]]]:
+    def check_some(self, tenant: int, after: int) -> int | None:
+        """Hold the tenant's next objects against their checks -> where to go on; None when all are whole.
+
+        BadRecordError if one is not: it may be whole in the log as it is, and must not be replaced there.
+        """
+        rows = self._objects(after, WHOLE_ROWS)
+        for owner, *row in rows:
+            if owner == tenant:
+                for fault in object_faults(self._database, tenant, tuple(row), each_name=False):
+                    raise self._database.damage.note("inode", tenant, row[0], f"{fault.kind}: {fault.text}")
+        return rows[-1][1] if len(rows) == WHOLE_ROWS else None
+
+    def _objects(self, after: int, limit: int) -> list[Row]:
         # inode is keyed by number alone: the limit counts rows of all tenants, so that a step stays short.
-        rows = self._database.all(
-            f"SELECT i.tenant, {LISTING_COLUMNS} FROM inode i WHERE i.ino>? ORDER BY i.ino LIMIT ?",
-            (*(key or (0,)), SNAPSHOT_ROWS),
+        return self._database.all(
+            f"SELECT i.tenant, {LISTING_COLUMNS} FROM inode i WHERE i.ino>? ORDER BY i.ino LIMIT ?", (after, limit)
         )
-        for row in rows:
-            mine = row[0] == tenant and row[3]
-            yield PutInode(*row[1:]) if mine else None, (row[1],)
 
-    def _entries(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
-        rows = self._after("dirent", "parent, cookie, sealed_name", "ino", tenant, key or (0, 0, b""))
-        for parent, cookie, name, ino in rows:
-            yield PutEntry(parent, name, ino), (parent, cookie, name)
+    def _inodes(self, tenant: int, cursor: SnapshotCursor) -> _Changes:
+        check = self._database.macs.of(tenant).inode
+        for owner, *row in self._objects(int(cursor.key[0]) if cursor.key else 0, SNAPSHOT_ROWS):
+            put = None
+            if owner == tenant and self._sound(cursor, tenant, row[0], check(row[:-1]) == row[-1]) and row[2]:
+                put = PutInode(*row[:LOGGED_FIELDS])
+            yield put, (row[0],)
 
-    def _xattrs(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
-        rows = self._after("xattr", "ino, sealed_name", "sealed_value", tenant, key or (0, b""))
+    def _entries(self, tenant: int, cursor: SnapshotCursor) -> _Changes:
+        rows = self._after(
+            "dirent",
+            "parent, cookie, sealed_name",
+            "ino, mac, EXISTS (SELECT 1 FROM inode i WHERE i.ino=dirent.ino)",
+            tenant,
+            cursor.key or (0, 0, b""),
+        )
+        check = self._database.macs.of(tenant).entry
+        for parent, cookie, name, ino, mac, exists in rows:
+            sound = self._sound(cursor, tenant, parent, exists and check(parent, name, ino) == mac)
+            yield PutEntry(parent, name, ino) if sound else None, (parent, cookie, name)
+
+    def _sound(self, cursor: SnapshotCursor, tenant: int, ino: int, sound: bool) -> bool:
+        if not sound and not cursor.lenient:
+            raise self._database.damage.note("inode", tenant, ino, f"row of object {ino}, or a name in it, is damaged")
+        return sound
+
+    def _xattrs(self, tenant: int, cursor: SnapshotCursor) -> _Changes:
+        rows = self._after("xattr", "ino, sealed_name", "sealed_value", tenant, cursor.key or (0, b""))
         for ino, name, value in rows:
             yield PutXattr(ino, name, value), (ino, name)
 
-    def _blocks(self, tenant: int, key: tuple[int | bytes, ...]) -> Iterator[tuple[Change, tuple[int | bytes, ...]]]:
-        rows = self._after("block", "ino, block", "generation, length, epoch, tag", tenant, key or (0, -1))
+    def _blocks(self, tenant: int, cursor: SnapshotCursor) -> _Changes:
+        rows = self._after("block", "ino, block", "generation, length, epoch, tag", tenant, cursor.key or (0, -1))
         for row in rows:
             yield PutBlock(*row), row[:2]
 

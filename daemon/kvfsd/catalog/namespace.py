@@ -1,6 +1,7 @@
 """Names: lookup, listing, insertion, links and removal (rename is in `renames`). Names are sealed throughout.
 
 Hidden names are those of quarantined objects: they are misses for every lookup, and give way to what takes the name.
+So are damaged ones, whose row or whose object's row fails its check; that is told (`DamageReports`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final
 
 from kvfs import limits
 from kvfs.errors import (
+    BadRecordError,
     ExistsError,
     IsDirectoryError,
     NotDirectoryError,
@@ -20,19 +22,19 @@ from kvfs.errors import (
 )
 from kvfsd.catalog.database import Database, Row
 from kvfsd.catalog.inodes import Inodes
+from kvfsd.catalog.rowmacs import total
 from kvfsd.catalog.rows import INODE_QUARANTINED, Entry, InodeRow, ListedEntry, RemovedName, cookie_of
 from kvfsd.catalog.schema import LISTING_COLUMNS
 from kvfsd.ondisk.metalog import DropEntry, PutEntry
 
-_FIND: Final = (
-    f"SELECT {LISTING_COLUMNS} FROM dirent d CROSS JOIN inode i ON i.ino=d.ino"
-    " WHERE d.tenant=? AND d.parent=? AND d.cookie=? AND d.sealed_name=?"
-)
+_ENTRY: Final = "tenant=? AND parent=? AND cookie=? AND sealed_name=?"
+_FIND: Final = f"SELECT ino, mac FROM dirent WHERE {_ENTRY}"
+"""Two columns: `sqlite3` describes every column of every query, and most lookups miss. A hit asks for the rest."""
 _LIST: Final = (
-    f"SELECT d.sealed_name, d.cookie, {LISTING_COLUMNS} FROM dirent d CROSS JOIN inode i ON i.ino=d.ino"
-    f" WHERE d.tenant=? AND d.parent=? AND i.flags & {INODE_QUARANTINED} = 0"
+    f"SELECT d.sealed_name, d.cookie, d.ino, d.mac, {LISTING_COLUMNS} FROM dirent d LEFT JOIN inode i"
+    " ON i.ino=d.ino AND i.tenant=d.tenant WHERE d.tenant=? AND d.parent=?"
 )
-_FLAGS: Final = InodeRow._fields.index("flags")
+_EMPTY_BATCH: Final = 16
 
 
 class Namespace:
@@ -46,32 +48,67 @@ class Namespace:
 
     def lookup(self, tenant: int, parent: int, name: bytes) -> InodeRow | None:
         """The object called `name` in directory `parent`; None is the normal miss (no exception on the hot path)."""
-        row = self._database.one(_FIND, (tenant, parent, cookie_of(name), name))
-        if row is None or row[_FLAGS] & INODE_QUARANTINED:
+        found = self._database.one(_FIND, (tenant, parent, cookie_of(name), name))
+        if found is None:
             return None
-        return InodeRow._make(row)
+        row = self._behind(tenant, parent, name, found)
+        return None if row is None or row.flags & INODE_QUARANTINED else row
+
+    def _behind(self, tenant: int, parent: int, name: bytes, found: Row) -> InodeRow | None:
+        """The object of a name whose row has (ino, mac); None if any of it is damaged, which is told."""
+        ino, mac = found
+        if self._database.macs.of(tenant).entry(parent, name, ino) != mac:
+            self._database.damage.note("dirent", tenant, parent, f"a name in directory {parent} fails its check")
+            return None
+        try:
+            return self._inodes.find(tenant, ino) or self._lost(tenant, ino)
+        except BadRecordError:
+            return None
+
+    def _lost(self, tenant: int, ino: int) -> InodeRow:
+        raise self._database.damage.note("inode", tenant, ino, f"row of object {ino} is lost")
 
     def list_directory(self, tenant: int, ino: int, cookie: int, limit: int) -> tuple[list[ListedEntry], bool]:
         """Names after `cookie` (0: from the start), about `limit` of them, and whether these are the last.
 
-        The order is that of the cookies; names that share one (see `rows.cookie_of`) always come together, so a batch
-        may be longer than `limit`. Names that come or go while listing never move others.
+        The order is that of the cookies; names that share one (see `rows.cookie_of`) come together, so a batch may be
+        longer than `limit`, and shorter where names are hidden. Names that come or go while listing never move others.
+        A directory that fits one batch is compared with the sum over its names in its own row.
         """
-        self._inodes.directory(tenant, ino)
+        directory, whole = self._inodes.directory(tenant, ino), cookie == 0
+        while True:
+            rows, end = self._batch(tenant, ino, cookie, limit)
+            if whole and end:
+                _compare(self._database, tenant, directory, [row[3] for row in rows])
+            listed = [entry for row in rows if (entry := self._listed(tenant, ino, row)) is not None]
+            if listed or end:
+                return listed, end
+            whole, cookie = False, rows[-1][1]
+
+    def _batch(self, tenant: int, ino: int, cookie: int, limit: int) -> tuple[list[Row], bool]:
         key = (tenant, ino)
-        rows = self._database.all(
-            f"{_LIST} AND d.cookie>? ORDER BY d.cookie, d.sealed_name LIMIT ?", (*key, cookie, limit)
-        )
+        query = f"{_LIST} AND d.cookie>? ORDER BY d.cookie, d.sealed_name LIMIT ?"
+        rows = self._database.all(query, (*key, cookie, limit))
         if len(rows) < limit:
-            return [_listed(row) for row in rows], True
+            return rows, True
         twins = f"{_LIST} AND d.cookie=? AND d.sealed_name>? ORDER BY d.sealed_name"
-        rows += self._database.all(twins, (*key, rows[-1][1], rows[-1][0]))
-        return [_listed(row) for row in rows], False
+        return rows + self._database.all(twins, (*key, rows[-1][1], rows[-1][0])), False
+
+    def _listed(self, tenant: int, parent: int, row: Row) -> ListedEntry | None:
+        name, cookie, ino, mac = row[:4]
+        if self._database.macs.of(tenant).entry(parent, name, ino) != mac or cookie != cookie_of(name):
+            self._database.damage.note("dirent", tenant, parent, f"a name in directory {parent} fails its check")
+            return None
+        try:
+            inode = self._inodes.checked(tenant, row[4:]) if row[4] is not None else self._lost(tenant, ino)
+        except BadRecordError:
+            return None
+        return None if inode.flags & INODE_QUARANTINED else ListedEntry(name, cookie, inode)
 
     def find_hidden_too(self, entry: Entry) -> InodeRow | None:
-        """The object behind a name, whether hidden or not."""
-        row = self._database.one(_FIND, (entry.tenant, entry.parent, cookie_of(entry.name), entry.name))
-        return InodeRow._make(row) if row else None
+        """The object behind a name, whether hidden or not; None also for a damaged name, which gives way."""
+        found = self._database.one(_FIND, (entry.tenant, entry.parent, cookie_of(entry.name), entry.name))
+        return self._behind(*entry, found) if found else None
 
     def visible(self, entry: Entry) -> InodeRow:
         """The object behind a name; NotFoundError."""
@@ -82,7 +119,7 @@ class Namespace:
 
     def is_empty(self, tenant: int, ino: int) -> bool:
         """Whether a directory shows no name."""
-        return self._database.one(f"{_LIST} LIMIT 1", (tenant, ino)) is None
+        return not self.list_directory(tenant, ino, 0, _EMPTY_BATCH)[0]
 
     # --- changes ---------------------------------------------------------------------------------------
 
@@ -93,23 +130,24 @@ class Namespace:
         QuotaExceededError.
         """
         parent = self._inodes.directory(entry.tenant, entry.parent)
-        self.make_room(entry, node.ctime_ns)
+        members = self.make_room(entry, node.ctime_ns)
         is_directory = stat.S_ISDIR(node.mode)
         node = node._replace(nlink=2 if is_directory else 1, parent=entry.parent if is_directory else 0)
         self._inodes.insert(entry.tenant, node)
-        self.put_entry(entry, node.ino)
-        self._inodes.touch(entry.tenant, parent, node.ctime_ns, 1 if is_directory else 0)
+        members += self.put_entry(entry, node.ino)
+        self._inodes.touch(entry.tenant, parent, node.ctime_ns, members, 1 if is_directory else 0)
         return node
 
-    def make_room(self, entry: Entry, now_ns: int) -> None:
-        """ExistsError if the name is taken; a hidden object behind it loses the name."""
+    def make_room(self, entry: Entry, now_ns: int) -> int:
+        """ExistsError if the name is taken; a hidden object behind it loses the name -> change of the names' sum."""
         row = self.find_hidden_too(entry)
         if row is None:
-            return
+            return 0
         if not row.flags & INODE_QUARANTINED:
             raise ExistsError(f"name taken in directory {entry.parent}")
-        self.drop_entry(entry)
+        members = self.drop_entry(entry, row.ino)
         self._inodes.lose_name(entry.tenant, row, now_ns, None)
+        return members
 
     def add_link(self, entry: Entry, ino: int, now_ns: int) -> InodeRow:
         """Give a published object another name -> its row. NotPermittedError for directories, TooManyLinksError."""
@@ -121,11 +159,11 @@ class Namespace:
         if row.nlink >= limits.LINKS_MAX:
             raise TooManyLinksError(f"object {ino} has {row.nlink} names")
         parent = self._inodes.directory(entry.tenant, entry.parent)
-        self.make_room(entry, now_ns)
+        members = self.make_room(entry, now_ns)
         row = row._replace(nlink=row.nlink + 1, ctime_ns=now_ns)
         self._inodes.update(entry.tenant, row)
-        self.put_entry(entry, ino)
-        self._inodes.touch(entry.tenant, parent, now_ns)
+        members += self.put_entry(entry, ino)
+        self._inodes.touch(entry.tenant, parent, now_ns, members)
         return row
 
     def remove_entry(self, entry: Entry, now_ns: int, keep_for: int | None = None) -> RemovedName:
@@ -134,9 +172,9 @@ class Namespace:
         if stat.S_ISDIR(row.mode):
             raise IsDirectoryError(f"object {row.ino} is a directory")
         parent = self._inodes.directory(entry.tenant, entry.parent)
-        self.drop_entry(entry)
+        members = self.drop_entry(entry, row.ino)
         removed = self._inodes.lose_name(entry.tenant, row, now_ns, keep_for)
-        self._inodes.touch(entry.tenant, parent, now_ns)
+        self._inodes.touch(entry.tenant, parent, now_ns, members)
         return removed
 
     def remove_directory(self, entry: Entry, now_ns: int) -> RemovedName:
@@ -146,8 +184,7 @@ class Namespace:
             raise NotDirectoryError(f"object {row.ino} is no directory")
         self.destroy_directory(entry.tenant, row, now_ns)
         parent = self._inodes.directory(entry.tenant, entry.parent)
-        self.drop_entry(entry)
-        self._inodes.touch(entry.tenant, parent, now_ns, -1)
+        self._inodes.touch(entry.tenant, parent, now_ns, self.drop_entry(entry, row.ino), -1)
         return RemovedName(row.ino, 0)
 
     def destroy_directory(self, tenant: int, row: InodeRow, now_ns: int) -> None:
@@ -158,31 +195,52 @@ class Namespace:
         for (name,) in hidden:
             entry = Entry(tenant, row.ino, name)
             inode = self.find_hidden_too(entry)
-            self.drop_entry(entry)
+            self.drop_entry(entry, inode.ino if inode else 0)
             if inode:
                 self._inodes.lose_name(tenant, inode, now_ns, None)
         self._inodes.destroy(tenant, row)
 
+    def remove_hidden(self, entry: Entry, ino: int, now_ns: int) -> RemovedName | None:
+        """Delete a name of a hidden object, and the object with its last one; None if it is not hidden there now."""
+        row = self.find_hidden_too(entry)
+        if row is None or row.ino != ino or not row.flags & INODE_QUARANTINED:
+            return None
+        self._inodes.adjust(entry.tenant, entry.parent, self.drop_entry(entry, ino))
+        return self._inodes.lose_name(entry.tenant, row, now_ns, None)
+
     # --- entries themselves ----------------------------------------------------------------------------
 
-    def put_entry(self, entry: Entry, ino: int) -> None:
-        """Let a name stand for `ino`, whatever it stood for."""
+    def put_entry(self, entry: Entry, ino: int, replaced_ino: int = 0) -> int:
+        """Let a name stand for `ino` -> change of the sum over the directory's names.
+
+        `replaced_ino` is what `find_hidden_too` says that it stands for now, 0 for nothing or something damaged.
+        """
         self._database.require_transaction()
-        self._database.run(
-            "INSERT OR REPLACE INTO dirent VALUES(?,?,?,?,?)",
-            (entry.tenant, entry.parent, cookie_of(entry.name), entry.name, ino),
-        )
-        self._database.log(entry.tenant, PutEntry(entry.parent, entry.name, ino))
+        tenant, parent, name = entry
+        check = self._database.macs.of(tenant).entry
+        values = (tenant, parent, cookie_of(name), name, ino, check(parent, name, ino))
+        self._database.log(tenant, PutEntry(parent, name, ino))
+        if replaced_ino:
+            self._database.run("INSERT OR REPLACE INTO dirent VALUES(?,?,?,?,?,?)", values)
+            return values[5] - check(parent, name, replaced_ino)
+        if self._database.run("INSERT OR IGNORE INTO dirent VALUES(?,?,?,?,?,?)", values):
+            return values[5]
+        damaged = self._database.one(f"SELECT mac FROM dirent WHERE {_ENTRY}", values[:4])
+        self._database.run("INSERT OR REPLACE INTO dirent VALUES(?,?,?,?,?,?)", values)
+        return values[5] - (damaged[0] if damaged and isinstance(damaged[0], int) else 0)
 
-    def drop_entry(self, entry: Entry) -> None:
-        """Delete a name."""
+    def drop_entry(self, entry: Entry, ino: int) -> int:
+        """Delete a name that stands for `ino` -> change of the sum over the directory's names."""
         self._database.require_transaction()
-        self._database.run(
-            "DELETE FROM dirent WHERE tenant=? AND parent=? AND cookie=? AND sealed_name=?",
-            (entry.tenant, entry.parent, cookie_of(entry.name), entry.name),
-        )
-        self._database.log(entry.tenant, DropEntry(entry.parent, entry.name))
+        tenant, parent, name = entry
+        self._database.run(f"DELETE FROM dirent WHERE {_ENTRY}", (tenant, parent, cookie_of(name), name))
+        self._database.log(tenant, DropEntry(parent, name))
+        return -self._database.macs.of(tenant).entry(parent, name, ino)
 
 
-def _listed(row: Row) -> ListedEntry:
-    return ListedEntry(row[0], row[1], InodeRow._make(row[2:]))
+def _compare(database: Database, tenant: int, directory: InodeRow, checks: list[object]) -> None:
+    """Tell it if the names of a directory are not those that its row counts."""
+    numbers = [check for check in checks if isinstance(check, int)]
+    if len(numbers) != len(checks) or total(*numbers) != directory.members:
+        text = f"names of directory {directory.ino} are lost or damaged"
+        database.damage.note("names", tenant, directory.ino, text)

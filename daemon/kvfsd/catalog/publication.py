@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kvfs import limits
 from kvfs.errors import FileTooLargeError, InvalidArgumentError, IsDirectoryError
-from kvfsd.catalog.blocks import Blocks
+from kvfsd.catalog.blocks import Blocks, Stored
 from kvfsd.catalog.database import Database
 from kvfsd.catalog.inodes import Inodes
 from kvfsd.catalog.namespace import Namespace
@@ -81,10 +81,9 @@ class Publisher:
         parent = self._inodes.directory(tenant, entry.parent)
         replaced = self._take_name(entry, publication)
         stored = self._blocks.commit_staged(publication.attachment, tenant, publication.ino, 0)
-        row = self._row(publication, nlink=1, stored_bytes=stored)._replace(flags=publication.flags or 0)
+        row = self._row(publication, nlink=1, stored=stored)._replace(flags=publication.flags or 0)
         self._inodes.insert(tenant, row)
-        self._namespace.put_entry(entry, row.ino)
-        self._inodes.touch(tenant, parent, now_ns)
+        self._inodes.touch(tenant, parent, now_ns, self._namespace.put_entry(entry, row.ino))
         return Published(row, replaced)
 
     def _take_name(self, entry: Entry, publication: Publication) -> RemovedName:
@@ -104,15 +103,16 @@ class Publisher:
         before = self._inodes.get(publication.tenant, publication.ino)
         if not stat.S_ISREG(before.mode):
             raise InvalidArgumentError(f"object {publication.ino} is no regular file")
-        delta = self._blocks.commit_staged(
-            publication.attachment, publication.tenant, publication.ino, publication.base_limit_bytes
+        had = Stored(before.stored_bytes, before.members)
+        stored = self._blocks.commit_staged(
+            publication.attachment, publication.tenant, publication.ino, publication.base_limit_bytes, had
         )
         flags = before.flags if publication.flags is None else publication.flags
-        row = self._row(publication, nlink=before.nlink, stored_bytes=before.stored_bytes + delta)._replace(flags=flags)
-        self._inodes.update(publication.tenant, row, delta)
+        row = self._row(publication, nlink=before.nlink, stored=stored)._replace(flags=flags, xattrs=before.xattrs)
+        self._inodes.update(publication.tenant, row, stored.stored_bytes - had.stored_bytes)
         return Published(row, RemovedName())
 
-    def _row(self, publication: Publication, *, nlink: int, stored_bytes: int) -> InodeRow:
+    def _row(self, publication: Publication, *, nlink: int, stored: Stored) -> InodeRow:
         return InodeRow(
             ino=publication.ino,
             mode=publication.mode,
@@ -121,9 +121,10 @@ class Publisher:
             gid=publication.gid,
             rdev=0,
             size=publication.size,
-            stored_bytes=stored_bytes,
+            stored_bytes=stored.stored_bytes,
             atime_ns=publication.atime_ns,
             mtime_ns=publication.mtime_ns,
             ctime_ns=publication.ctime_ns,
             generation=self._database.next_generation(),
+            members=stored.members,
         )

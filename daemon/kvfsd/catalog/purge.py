@@ -63,14 +63,14 @@ class Purge:
             self._destroy(tenant, rows)
             if rows:
                 return True
-        root = self._tenants.get(tenant).root_ino
-        return self._database.run("DELETE FROM inode WHERE tenant=? AND ino=?", (tenant, root)) > 0
+        row = self._tenants.get(tenant)
+        if row.used_objects:  # whose names damage took
+            return self._database.run("DELETE FROM inode WHERE tenant=?", (tenant,)) > 0
+        return self._database.run("DELETE FROM inode WHERE tenant=? AND ino=?", (tenant, row.root_ino)) > 0
 
     def _destroy(self, tenant: int, rows: list[Row]) -> None:
         for ino, *_ in rows:
-            inode = self._inodes.find(tenant, ino)
-            if inode is not None:
-                self._inodes.destroy(tenant, inode)
+            self._inodes.destroy_unchecked(tenant, ino)
 
     def _records(self, table: str, key: str, tenant: int) -> bool:
         rows = self._database.all(

@@ -7,6 +7,7 @@ from kvfsd.catalog.database import Database
 from kvfsd.catalog.inodes import Inodes
 from kvfsd.catalog.namespace import Namespace
 from kvfsd.catalog.rows import INODE_QUARANTINED, Entry, InodeRow, QuarantineRow, RemovedName
+from kvfsd.catalog.schema import TenantState
 
 
 class QuarantineRows:
@@ -55,11 +56,11 @@ class QuarantineRows:
             raise ExistsError(f"object {ino} has its name")
         entry = Entry(tenant, kept.parent, kept.sealed_name)
         parent = self._inodes.directory(tenant, kept.parent)
-        self._namespace.make_room(entry, now_ns)
+        members = self._namespace.make_room(entry, now_ns)
         self._delete(tenant, ino)
         self._inodes.restore(tenant, row._replace(nlink=1, ctime_ns=now_ns))
-        self._namespace.put_entry(entry, ino)
-        self._inodes.touch(tenant, parent, now_ns)
+        members += self._namespace.put_entry(entry, ino)
+        self._inodes.touch(tenant, parent, now_ns, members)
         return entry
 
     def expire(self, before_ns: int, limit: int = 64, tenant: int | None = None) -> int:
@@ -70,8 +71,9 @@ class QuarantineRows:
         self._database.require_transaction()
         rows = self._database.all(
             "SELECT tenant, ino FROM quarantine"
-            " WHERE time_ns<?1 AND length(sealed_name)>0 AND (?2 IS NULL OR tenant=?2) LIMIT ?3",
-            (before_ns, tenant, limit),
+            " WHERE time_ns<?1 AND length(sealed_name)>0 AND (?2 IS NULL OR tenant=?2)"
+            " AND tenant IN (SELECT tenant FROM tenant WHERE state=?4) LIMIT ?3",
+            (before_ns, tenant, limit, TenantState.ACTIVE),
         )
         for tenant, ino in rows:
             self._delete(tenant, ino)

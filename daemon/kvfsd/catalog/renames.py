@@ -30,7 +30,7 @@ class Renames:
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE) or source.tenant != target.tenant:
             raise InvalidArgumentError(f"rename: flags {flags:#x}")
         moved = self._namespace.visible(source)
-        self._inodes.directory(target.tenant, target.parent)
+        directory = self._inodes.directory(target.tenant, target.parent)
         self._refuse_own_subtree(moved, target)
         if flags == RENAME_EXCHANGE:
             self._exchange(source, target, moved, now_ns)
@@ -43,14 +43,16 @@ class Renames:
         removed = RemovedName()
         if replaced:
             removed = self._replace(target, moved, replaced, now_ns, keep_for)
-        self._namespace.drop_entry(source)
-        self._namespace.put_entry(target, moved.ino)
+            directory = self._inodes.directory(target.tenant, target.parent)
+        dropped = self._namespace.drop_entry(source, moved.ino)
+        put = self._namespace.put_entry(target, moved.ino, replaced.ino if replaced else 0)
         self._arrive(source.tenant, moved, target.parent, now_ns)
-        subdirectory = int(stat.S_ISDIR(moved.mode))
-        same_parent = source.parent == target.parent
-        self._touch(source.tenant, source.parent, now_ns, 0 if same_parent else -subdirectory)
-        if not same_parent:
-            self._touch(target.tenant, target.parent, now_ns, subdirectory)
+        if source.parent == target.parent:
+            self._inodes.touch(source.tenant, directory, now_ns, dropped + put)
+        else:
+            subdirectory = int(stat.S_ISDIR(moved.mode))
+            self._touch(source, now_ns, dropped, -subdirectory)
+            self._inodes.touch(target.tenant, directory, now_ns, put, subdirectory)
         return removed
 
     def _replace(
@@ -66,7 +68,7 @@ class Renames:
         if not stat.S_ISDIR(moved.mode):
             raise IsDirectoryError(f"object {replaced.ino} is a directory, {moved.ino} is none")
         self._namespace.destroy_directory(target.tenant, replaced, now_ns)
-        self._touch(target.tenant, target.parent, now_ns, -1)
+        self._touch(target, now_ns, 0, -1)
         return RemovedName(replaced.ino, 0)
 
     def _exchange(self, source: Entry, target: Entry, moved: InodeRow, now_ns: int) -> None:
@@ -75,24 +77,25 @@ class Renames:
         if other.ino == moved.ino:
             return
         tenant = source.tenant
-        self._namespace.put_entry(source, other.ino)
-        self._namespace.put_entry(target, moved.ino)
+        here = self._namespace.put_entry(source, other.ino, moved.ino)
+        there = self._namespace.put_entry(target, moved.ino, other.ino)
         self._arrive(tenant, moved, target.parent, now_ns)
         self._arrive(tenant, other, source.parent, now_ns)
         difference = int(stat.S_ISDIR(other.mode)) - int(stat.S_ISDIR(moved.mode))
-        same_parent = source.parent == target.parent
-        self._touch(tenant, source.parent, now_ns, 0 if same_parent else difference)
-        if not same_parent:
-            self._touch(tenant, target.parent, now_ns, -difference)
+        if source.parent == target.parent:
+            self._touch(source, now_ns, here + there)
+        else:
+            self._touch(source, now_ns, here, difference)
+            self._touch(target, now_ns, there, -difference)
 
     def _arrive(self, tenant: int, row: InodeRow, parent: int, now_ns: int) -> None:
-        # Read again: exchanging a directory with its own content's neighbour may have touched the row before.
-        row = self._inodes.find(tenant, row.ino) or row
         new_parent = parent if stat.S_ISDIR(row.mode) else 0
         self._inodes.update(tenant, row._replace(parent=new_parent, ctime_ns=now_ns))
 
-    def _touch(self, tenant: int, ino: int, now_ns: int, nlink_delta: int) -> None:
-        self._inodes.touch(tenant, self._inodes.directory(tenant, ino), now_ns, nlink_delta)
+    def _touch(self, entry: Entry, now_ns: int, members_delta: int, nlink_delta: int = 0) -> None:
+        """The directory of a name has changed; it is read again, as it may have been touched before."""
+        directory = self._inodes.directory(entry.tenant, entry.parent)
+        self._inodes.touch(entry.tenant, directory, now_ns, members_delta, nlink_delta)
 
     def _refuse_own_subtree(self, moved: InodeRow, target: Entry) -> None:
         if not stat.S_ISDIR(moved.mode):

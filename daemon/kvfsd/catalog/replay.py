@@ -38,7 +38,10 @@ class FoundRecord(NamedTuple):
 
 
 class Replay:
-    """Writes into a catalog whose metadata log is off (`Database.logging`), inside the caller's transactions."""
+    """Writes into a catalog whose metadata log is off (`Database.logging`), inside the caller's transactions.
+
+    Rows get no checks here: `rowsealing.seal_rows` makes them when all is in order.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -105,7 +108,7 @@ class Replay:
     def _put_inode(self, tenant: int, change: metalog.PutInode) -> None:
         ino, mode, *rest = (getattr(change, name) for name in change.__struct_fields__)
         self._database.run(
-            "INSERT OR REPLACE INTO inode VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", (ino, tenant, mode, *rest)
+            "INSERT OR REPLACE INTO inode VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,0,0)", (ino, tenant, mode, *rest)
         )
 
     def _touch_inode(self, tenant: int, change: metalog.TouchInode) -> None:
@@ -120,7 +123,7 @@ class Replay:
 
     def _put_entry(self, tenant: int, change: metalog.PutEntry) -> None:
         self._database.run(
-            "INSERT OR REPLACE INTO dirent VALUES(?,?,?,?,?)",
+            "INSERT OR REPLACE INTO dirent VALUES(?,?,?,?,?,0)",
             (tenant, change.parent, cookie_of(change.name), change.name, change.ino),
         )
 
@@ -177,6 +180,6 @@ class Replay:
     def put_root(self, tenant: TenantRow) -> None:
         """The tenant's root directory, if its log has not brought it."""
         self._database.run(
-            "INSERT OR IGNORE INTO inode VALUES(?,?,?,2,0,0,0,0,0,?,?,?,0,?,0,x'')",
+            "INSERT OR IGNORE INTO inode VALUES(?,?,?,2,0,0,0,0,0,?,?,?,0,?,0,x'',0,0,0)",
             (tenant.root_ino, tenant.tenant, 0o40755, *[tenant.created_ns] * 3, tenant.root_ino),
         )

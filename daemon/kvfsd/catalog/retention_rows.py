@@ -12,7 +12,7 @@ from kvfsd.catalog.database import Database
 from kvfsd.catalog.inodes import Inodes
 from kvfsd.catalog.namespace import Namespace
 from kvfsd.catalog.rows import INODE_QUARANTINED, Entry
-from kvfsd.catalog.schema import META_SYSTEM_VERSION
+from kvfsd.catalog.tenants import Tenants
 
 NAMES_MAX: Final = 64
 """An object with more names than this is not evicted: all its names go in one transaction (`inode_use` knows it)."""
@@ -39,6 +39,13 @@ class UseRow(NamedTuple):
     size_bytes: int
     use_ns: int
     priority: int
+
+
+class RemovedEntry(NamedTuple):
+    """A name that is gone, and what its directory's sum over names changes by."""
+
+    entry: Entry
+    members_delta: int
 
 
 class TenantPolicy(NamedTuple):
@@ -77,8 +84,9 @@ class TenantPolicy(NamedTuple):
 class RetentionRows:
     """Queries and changes of eviction, in the caller's transaction where something changes."""
 
-    def __init__(self, database: Database, inodes: Inodes, namespace: Namespace) -> None:
+    def __init__(self, database: Database, tenants: Tenants, inodes: Inodes, namespace: Namespace) -> None:
         self._database = database
+        self._tenants = tenants
         self._inodes = inodes
         self._namespace = namespace
 
@@ -118,36 +126,40 @@ class RetentionRows:
     # --- removal ---------------------------------------------------------------------------------------
 
     def names(self, tenant: int, ino: int, limit: int = NAMES_MAX) -> list[Entry]:
-        """Names of an object, at most `limit`."""
+        """Names of an object, at most `limit`; a damaged one that claims to be the object's is none."""
         rows = self._database.all(
-            "SELECT parent, sealed_name FROM dirent WHERE ino=? AND tenant=? LIMIT ?", (ino, tenant, limit)
+            "SELECT parent, sealed_name, mac FROM dirent WHERE ino=? AND tenant=? LIMIT ?", (ino, tenant, limit)
         )
-        return [Entry(tenant, parent, name) for parent, name in rows]
+        check = self._database.macs.of(tenant).entry
+        return [Entry(tenant, parent, name) for parent, name, mac in rows if check(parent, name, ino) == mac]
 
-    def remove(self, tenant: int, ino: int, now_ns: int, keep_for: Sequence[int] = ()) -> list[Entry]:
+    def remove(self, tenant: int, ino: int, now_ns: int, keep_for: Sequence[int] = ()) -> list[RemovedEntry]:
         """Take all names of an object that is no directory, and its data with them -> the names.
 
         `keep_for`: attachments that have it open; the data then stays, charged, until the last of them has closed it.
-        The caller touches the directories (`touch`). NotFoundError.
+        The caller touches the directories (`touch`). NotFoundError, BadRecordError.
         """
         row = self._inodes.find(tenant, ino)
         if row is None:
             raise NotFoundError(f"no object {ino}")
-        entries = self.names(tenant, ino, row.nlink)
-        for entry in entries:
-            self._namespace.drop_entry(entry)
+        names = self.names(tenant, ino, row.nlink)
+        entries = [RemovedEntry(entry, self._namespace.drop_entry(entry, ino)) for entry in names]
         keeper = keep_for[0] if keep_for else None
         self._inodes.lose_name(tenant, row._replace(nlink=1), now_ns, keeper)
         for attachment in keep_for[1:]:
             self._database.run("INSERT OR IGNORE INTO open_unlinked VALUES(?,?,?)", (tenant, ino, attachment))
         return entries
 
-    def touch(self, entries: Iterable[Entry], now_ns: int) -> None:
-        """Names went from these directories: their times change, once each."""
-        for tenant, parent in dict.fromkeys((entry.tenant, entry.parent) for entry in entries):
-            row = self._inodes.find(tenant, parent)
+    def touch(self, entries: Iterable[RemovedEntry], now_ns: int) -> None:
+        """Names went from these directories: their times change, once each. A damaged directory stays as it is."""
+        members: dict[tuple[int, int], int] = {}
+        for entry, delta in entries:
+            key = (entry.tenant, entry.parent)
+            members[key] = members.get(key, 0) + delta
+        for (tenant, parent), delta in members.items():
+            row = self._inodes.find_sound(tenant, parent)
             if row is not None:
-                self._inodes.touch(tenant, row, now_ns)
+                self._inodes.touch(tenant, row, now_ns, delta)
 
     # --- tenants' policies -----------------------------------------------------------------------------
 
@@ -161,11 +173,6 @@ class RetentionRows:
 
     def set_policy(self, tenant: int, policy: TenantPolicy) -> None:
         """Another policy; InvalidArgumentError. It reaches the media with the tenant's quota (system records)."""
-        self._database.require_transaction()
         policy.check()
-        self._database.run("INSERT OR REPLACE INTO tenant_policy VALUES(?,?,?,?,?,?)", (tenant, *policy))
-        self._database.run("UPDATE meta SET value=value+1 WHERE key=?", (META_SYSTEM_VERSION,))
-
-    def forget_policy(self, tenant: int) -> None:
-        """The tenant is gone."""
-        self._database.run("DELETE FROM tenant_policy WHERE tenant=?", (tenant,))
+        with self._tenants.changing_members(tenant):
+            self._database.run("INSERT OR REPLACE INTO tenant_policy VALUES(?,?,?,?,?,?)", (tenant, *policy))

@@ -29,7 +29,8 @@ class InodeRow(NamedTuple):
     """An object. The first twelve fields are those of `kvfs.commands.Attributes`, in its order.
 
     `parent` is the directory a directory lies in (its own number for a root), 0 for everything else; `target` is the
-    sealed target of a symbolic link.
+    sealed target of a symbolic link. `members` and `xattrs` are sums of checks (`rowmacs`): of the blocks of a file or
+    the names of a directory, and of extended attributes. They are not in the metadata log.
     """
 
     ino: int
@@ -47,6 +48,12 @@ class InodeRow(NamedTuple):
     parent: int = 0
     flags: int = 0
     target: bytes = b""
+    members: int = 0
+    xattrs: int = 0
+
+
+LOGGED_FIELDS: Final = 15
+"""So many fields of an `InodeRow`, from the first on, are what the metadata log says of an object."""
 
 
 class Entry(NamedTuple):
@@ -93,7 +100,7 @@ class PlacedBlock(NamedTuple):
 
 
 class TenantRow(NamedTuple):
-    """A tenant; quotas of 0 mean no bound. `state` is one of TenantState."""
+    """A tenant; quotas of 0 mean no bound. `state` is one of TenantState. Its use has no check but at rest."""
 
     tenant: int
     sealed_name: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """`user_version` of the database; another one is refused."""
 APPLICATION_ID: Final = 0x6B766673
 """`application_id`: "kvfs"."""
@@ -14,9 +14,9 @@ FEATURES_KNOWN: Final = 0
 
 LISTING_COLUMNS: Final = (
     "i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.stored_bytes, i.atime_ns, i.mtime_ns, i.ctime_ns, "
-    "i.generation, i.parent, i.flags, i.target"
+    "i.generation, i.parent, i.flags, i.target, i.members, i.xattrs, i.mac"
 )
-"""Columns of `rows.InodeRow`, in its order, of a table called i."""
+"""Columns of `rows.InodeRow`, in its order, of a table called i; and the row's check."""
 
 
 class SegmentState(enum.IntEnum):
@@ -42,12 +42,12 @@ class MediumState(enum.IntEnum):
 
 
 TABLES: Final = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE meta(key TEXT PRIMARY KEY, value, mac INT NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE tenant(
     tenant INTEGER PRIMARY KEY, sealed_name BLOB NOT NULL, quota_bytes INT NOT NULL, quota_objects INT NOT NULL,
     used_bytes INT NOT NULL, used_objects INT NOT NULL, root_ino INT NOT NULL, state INT NOT NULL,
-    created_ns INT NOT NULL);
+    created_ns INT NOT NULL, members INT NOT NULL, use_mac INT NOT NULL, mac INT NOT NULL);
 CREATE TABLE tenant_policy(
     tenant INTEGER PRIMARY KEY, min_bytes INT NOT NULL, high_percent INT NOT NULL, low_percent INT NOT NULL,
     eviction INT NOT NULL, layout_guard INT NOT NULL);
@@ -58,7 +58,7 @@ CREATE TABLE inode(
     ino INTEGER PRIMARY KEY, tenant INT NOT NULL, mode INT NOT NULL, nlink INT NOT NULL, uid INT NOT NULL,
     gid INT NOT NULL, rdev INT NOT NULL, size INT NOT NULL, stored_bytes INT NOT NULL, atime_ns INT NOT NULL,
     mtime_ns INT NOT NULL, ctime_ns INT NOT NULL, generation INT NOT NULL, parent INT NOT NULL, flags INT NOT NULL,
-    target BLOB NOT NULL);
+    target BLOB NOT NULL, members INT NOT NULL, xattrs INT NOT NULL, mac INT NOT NULL);
 CREATE INDEX inode_use ON inode(tenant, ((flags >> 8) + 128) & 255, max(atime_ns, ctime_ns))
     WHERE (mode & 0xF000) = 0x8000 AND nlink BETWEEN 1 AND 64 AND (flags & 3) = 0;
 CREATE INDEX inode_expiry ON inode(flags >> 16)
@@ -67,7 +67,7 @@ CREATE INDEX inode_pinned ON inode(tenant, stored_bytes) WHERE (mode & 0xF000) =
 CREATE INDEX inode_settings ON inode(tenant, flags) WHERE (mode & 0xF000) = 0x4000 AND flags > 1;
 CREATE TABLE dirent(
     tenant INT NOT NULL, parent INT NOT NULL, cookie INT NOT NULL, sealed_name BLOB NOT NULL, ino INT NOT NULL,
-    PRIMARY KEY(tenant, parent, cookie, sealed_name)) WITHOUT ROWID;
+    mac INT NOT NULL, PRIMARY KEY(tenant, parent, cookie, sealed_name)) WITHOUT ROWID;
 CREATE INDEX dirent_of_object ON dirent(ino);
 CREATE TABLE xattr(
     tenant INT NOT NULL, ino INT NOT NULL, sealed_name BLOB NOT NULL, sealed_value BLOB NOT NULL,
@@ -114,6 +114,9 @@ CREATE TABLE log_state(
 """
 """Statements that make an empty catalog.
 
+* mac: the row's own check (`rowmacs`). members, xattrs: sums of the checks of the rows that belong to it: blocks of a
+  file, names of a directory, a tenant's keys, access list and policy; extended attributes. use_mac: of use, as of a
+  clean close.
 * dirent: the cookie (`rows.cookie_of`) is in the key, so one B-tree serves lookups and resumable listings.
 * inode_use: what may be evicted, oldest use first (`retention_flags`); inode_expiry: what ends by itself. Indexes, so
   that they cannot disagree with the rows; their conditions stand word for word in the queries of `retention_rows`.

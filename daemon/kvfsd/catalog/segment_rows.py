@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvfs import limits
-from kvfs.errors import InternalError, NotFoundError
-from kvfsd.catalog.database import Database
+from kvfs.errors import FormatError, InternalError, InvalidArgumentError, NotFoundError
+from kvfsd.catalog.database import Database, Row
 from kvfsd.catalog.rows import Location, SegmentRow, unpack_locations
 from kvfsd.catalog.schema import SegmentState
 from kvfsd.ondisk.record import record_bytes
@@ -68,14 +68,6 @@ class SegmentRows:
         )
         return [SegmentRow._make(row) for row in rows]
 
-    def add_live(self, medium: int, segment: int, delta_bytes: int) -> None:
-        """Records of `delta_bytes` (padded, may be negative) are referred to more than before."""
-        changed = self._database.run(
-            "UPDATE segment SET live_bytes=live_bytes+? WHERE medium=? AND segment=?", (delta_bytes, medium, segment)
-        )
-        if not changed:
-            raise InternalError(f"segment {medium}:{segment} holds a record but is free")
-
     def add_record(self, length: int, locations: Iterable[Location]) -> None:
         """A record of `length` plaintext bytes is referred to at each of `locations`; the segments reach to its end."""
         self._database.require_transaction()
@@ -90,15 +82,27 @@ class SegmentRows:
             if not changed:
                 raise InternalError(f"segment {medium}:{segment} holds a record but is free")
 
-    def release(self, records: Iterable[tuple[int, bytes]]) -> int:
-        """Records given as (plaintext length, packed locations) are no longer referred to -> their plaintext bytes."""
+    def release(self, records: Iterable[Row]) -> int:
+        """Records given as (plaintext length, packed locations) are no longer referred to -> their plaintext bytes.
+
+        What a damaged row refers to is told and passed over: what it belongs to must be removable all the same.
+        """
         freed = 0
         live: dict[tuple[int, int], int] = {}
         for length, packed in records:
+            try:
+                stored, places = record_bytes(length), unpack_locations(packed)
+            except (FormatError, InvalidArgumentError, TypeError):
+                self._database.damage.note("block", 0, 0, "a block's row has no length or no locations")
+                continue
             freed += length
-            stored = record_bytes(length)
-            for medium, segment, _ in unpack_locations(packed):
+            for medium, segment, _ in places:
                 live[medium, segment] = live.get((medium, segment), 0) - stored
         for (medium, segment), delta in live.items():
-            self.add_live(medium, segment, delta)
+            if not self._database.run(
+                "UPDATE segment SET live_bytes=live_bytes+? WHERE medium=? AND segment=?", (delta, medium, segment)
+            ):
+                self._database.damage.note(
+                    "block", 0, 0, f"a block's row points into {medium}:{segment}, which is free"
+                )
         return freed

@@ -22,6 +22,8 @@ PURPOSE_RECORD: Final = b"kvfs/v1/record"
 """DEK -> key of one sealed record."""
 PURPOSE_NAMES: Final = b"kvfs/v1/names-siv"
 """A tenant's names key (epoch 0) -> its AES-SIV key pair."""
+PURPOSE_ROWS: Final = b"kvfs/v1/catalog-rows"
+"""A tenant's names key (epoch 0) -> key of the checks of its rows in the catalog."""
 PURPOSE_SLOT_WRAP: Final = b"kvfs/v1/slot-wrap"
 """Slot key -> key that wraps one DEK or names key."""
 PURPOSE_SYSTEM: Final = b"kvfs/v1/system"
@@ -34,6 +36,7 @@ PURPOSE_KEK_CHECK: Final = b"kvfs/v1/kek-check"
 PURPOSES: Final = (
     PURPOSE_RECORD,
     PURPOSE_NAMES,
+    PURPOSE_ROWS,
     PURPOSE_SLOT_WRAP,
     PURPOSE_SYSTEM,
     PURPOSE_KEK_WRAP,
@@ -93,6 +96,11 @@ def record_key(dek: bytes, prefix: bytes, owner: tuple[int, int, int], salt: byt
 def names_key(root: bytes, pool: bytes, tenant: int) -> bytes:
     """The 64-byte AES-256-SIV key of `tenant`'s names, from its names key `root`."""
     return expand(root, PURPOSE_NAMES + _need(pool, UUID_BYTES, "pool uuid") + _u32(tenant), SIV_KEY_BYTES)
+
+
+def rows_key(root: bytes, pool: bytes, tenant: int) -> bytes:
+    """The 32-byte key that checks `tenant`'s rows in the catalog, from its names key `root` (docs/adr/0004-rows.md)."""
+    return expand(root, PURPOSE_ROWS + _need(pool, UUID_BYTES, "pool uuid") + _u32(tenant), KEY_BYTES)
 
 
 def slot_wrap_key(slot_key: bytes, pool: bytes, slot: tuple[int, int], salt: bytes) -> bytes:

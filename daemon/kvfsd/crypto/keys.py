@@ -153,6 +153,10 @@ class KeyRing:
             self._sealers[tenant] = sealer
         return sealer
 
+    def rows_key(self, tenant: int) -> bytes:
+        """The 32-byte key that checks the tenant's catalog rows; WrongKeyError if its names key is not here."""
+        return kdf.rows_key(self._key(tenant, NAMES_EPOCH), self.pool, tenant)
+
     def current_epoch(self, tenant: int) -> int:
         """The epoch that new records of `tenant` are sealed under; WrongKeyError if it has none."""
         epoch = self._current.get(tenant, NAMES_EPOCH)

@@ -209,6 +209,9 @@ async def read_block(path: DataPath, request: ReadRequest) -> Verified | None:
                 if attempt.exhausted(located.row):
                     await pause.wait(request.target, error)
                     attempt = attempt.again()
+        # A lost row must not read as a hole; most files have none, and this is never done for them.
+        for _ in path.catalog.wholeness.hole_steps(request.target.tenant, request.target.ino):
+            await trio.lowlevel.checkpoint()
         return None
     finally:
         scheduled.slot.release()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from kvfsd.catalog.catalog import Catalog
-from kvfsd.catalog.retention_rows import UseRow
+from kvfsd.catalog.retention_rows import RemovedEntry, UseRow
 from kvfsd.catalog.rows import Entry
 from kvfsd.eviction.policy import Candidate, EvictionPolicy, LeastRecentlyUsed, Need
 from kvfsd.metrics import Metrics
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 VICTIMS_MAX: Final = 64
 """Objects of one transaction: about 5 ms."""
+DAMAGED_TRIES: Final = 3
+"""How often victims are chosen again because those chosen turned out to be damaged, which are never chosen again."""
 LOOK_FIRST: Final = 16
 LOOK_MAX: Final = 4096
 """Candidates read at first, and at most, to find one that is neither open nor used since."""
@@ -97,10 +99,12 @@ class Evictor:
         """
         if need.met or not self._catalog.retention.policy(tenant).eviction:
             return Need()
-        victims = _within(self._choose(tenant, need, victims_max), at_most_bytes)
-        if not victims:
-            return Need()
-        freed = self._remove(tenant, [one.ino for one in victims])
+        freed = Need()
+        for _ in range(DAMAGED_TRIES):
+            victims = _within(self._choose(tenant, need, victims_max), at_most_bytes)
+            freed = self._remove(tenant, [one.ino for one in victims]) if victims else freed
+            if freed.objects or not victims:  # else all were damaged, and are not chosen again
+                break
         self._ports.metrics.counters.evicted_objects += freed.objects
         self._ports.metrics.counters.evicted_bytes += freed.bytes
         self._tell(tenant, reason, freed)
@@ -112,15 +116,15 @@ class Evictor:
         by_tenant: dict[int, list[int]] = {}
         for tenant, ino in self._catalog.retention.expired(now_s, limit):
             by_tenant.setdefault(tenant, []).append(ino)
-        for tenant, inos in by_tenant.items():
-            self.expire_objects(tenant, inos)
-        return sum(map(len, by_tenant.values())) == limit
+        freed = sum(self.expire_objects(tenant, inos) for tenant, inos in by_tenant.items())
+        return freed > 0 and sum(map(len, by_tenant.values())) == limit
 
-    def expire_objects(self, tenant: int, inos: Sequence[int]) -> None:
-        """Remove objects whose time is over; those that are open stay readable until they are closed."""
+    def expire_objects(self, tenant: int, inos: Sequence[int]) -> int:
+        """Remove objects whose time is over -> how many; those that are open stay readable until they are closed."""
         freed = self._remove(tenant, inos)
         self._ports.metrics.counters.expired_objects += freed.objects
         self._tell(tenant, "expired", freed)
+        return freed.objects
 
     def fence_objects(self, tenant: int, inos: Sequence[int]) -> None:
         """Remove blocks of a layout that is not in use any more."""
@@ -156,7 +160,10 @@ class Evictor:
         all there are, for others that were not read may be older."""
         horizon = (rows[-1].priority, rows[-1].use_ns) if rows and not complete else None
         candidates = []
+        damaged = self._catalog.database.damage.objects
         for row in rows:
+            if (tenant, row.ino) in damaged:
+                continue
             use_ns = max(row.use_ns, self._ports.uses.pending_ns(row.ino))
             if horizon is not None and (row.priority, use_ns) > horizon:
                 continue
@@ -171,11 +178,11 @@ class Evictor:
     def _remove(self, tenant: int, inos: Sequence[int]) -> Need:
         ports, freed = self._ports, Need()
         now_ns = ports.clock.wall_ns()
-        entries: list[Entry] = []
+        entries: list[RemovedEntry] = []
         kept: list[int] = []
         with self._catalog.transaction():
             for ino in inos:
-                row = self._catalog.inodes.find(tenant, ino)
+                row = self._catalog.inodes.find_sound(tenant, ino)
                 if row is None:
                     continue
                 openers = ports.openers(tenant, ino)
@@ -189,7 +196,7 @@ class Evictor:
             ports.uses.forget(ino)
         for ino in kept:
             ports.keep(tenant, ino)
-        for entry in entries:
+        for entry, _ in entries:
             ports.gone(entry)
         return freed
 

@@ -21,6 +21,7 @@ from kvfsd.catalog.reconcile import Reconcile
 from kvfsd.catalog.replay import FoundRecord, Replay
 from kvfsd.catalog.retention_rows import TenantPolicy
 from kvfsd.catalog.rows import AccessRow, KeySlotRow, Location, SegmentRow, TenantRow
+from kvfsd.catalog.rowsealing import seal_rows
 from kvfsd.catalog.schema import META_NEXT_TENANT, TenantState
 from kvfsd.ondisk.metalog import (
     Batch,
@@ -53,6 +54,10 @@ class RecordSource(Protocol):
 
     def segments(self) -> AsyncIterator[FoundSegment]:
         """Every segment in use; `row.live_bytes` is 0 and `row.write_offset` the end of its last record."""
+        ...
+
+    def rows_key(self, tenant: int) -> bytes:
+        """The key of the checks of a tenant's catalog rows, once `unlock` has given the ring its keys."""
         ...
 
     async def open(self, identity: RecordIdentity, location: Location) -> bytes:
@@ -133,6 +138,7 @@ class _Rebuild:
         tenants = await self._newest_system()
         slots = [KeySlotRow(tenant.tenant, *slot) for tenant in tenants for slot in tenant.slots]
         unlock(slots)
+        self._catalog.database.macs.unlock(self._source.rows_key)
         highest = max((tenant.tenant for tenant in tenants), default=0)
         with self._catalog.transaction():
             self._catalog.tenants.put_slots(slots)
@@ -259,6 +265,7 @@ class _Rebuild:
         with self._catalog.transaction():
             self._replay.attach_blocks()
             counts = Reconcile(self._catalog.database).put_in_order()
+            seal_rows(self._catalog.database)
         self.report.objects, self.report.objects_lost, self.report.blocks, self.report.names_dropped = counts
         self._catalog.database.advance_counters(*self._replay.highest())
 

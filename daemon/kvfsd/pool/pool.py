@@ -97,7 +97,7 @@ class Pool:
             PoolBusyError: another process has it open.
             WrongKeyError: the KEK is missing, wrong, or open to others.
             FormatError, MediumUnavailableError, NotPermittedError: a part is damaged, missing, foreign or too new.
-            FailsafeError: the catalog is missing or damaged.
+            FailsafeError: the catalog is missing or damaged, or a tenant's row in it is.
         """
         ports = ports or Ports()
         asked = _Opening(absolute(directory), source, ports, driver or FileMedia(ports.offload), read_only)
@@ -188,6 +188,7 @@ async def _open_parts(asked: _Opening, undo: contextlib.AsyncExitStack) -> PoolP
     undo.callback(catalog.database.abandon)
     ring = keys.settle(file.pool, slot_keys.candidates, all_slots(catalog), asked.ports.randomness)
     ring.current_epoch(SYSTEM_TENANT)
+    catalog.unlock(ring.rows_key)
     media: dict[int, PoolMedium] = {}
     if not lock.live:
         media, found = await open_media(asked.driver, file.pool, located(directory, file), read_only=read_only)
@@ -237,7 +238,7 @@ def _open_catalog(path: Path, pool: bytes, *, read_only: bool) -> Catalog:
 
 def all_slots(catalog: Catalog) -> list[keys.KeySlot]:
     """Every key slot of the pool: the system's, then the tenants'."""
-    numbers = [SYSTEM_TENANT, *(row.tenant for row in catalog.tenants.all())]
+    numbers = [SYSTEM_TENANT, *catalog.tenants.numbers()]
     return [slot for number in numbers for slot in catalog.tenants.slots(number)]
 
 

@@ -163,6 +163,7 @@ def _make_catalog(path: Path, ring: KeyRing, media: Sequence[PoolMedium], undo: 
         undo.callback(Path(f"{path}{suffix}").unlink, missing_ok=True)
     catalog = Catalog.create(path, ring.pool)
     undo.callback(catalog.database.abandon)
+    catalog.unlock(ring.rows_key)
     with catalog.transaction():
         for one in media:
             block = one.superblock

@@ -16,7 +16,8 @@ import trio
 from kvfs.commands import ROOT_INO, EntryGone
 from kvfs.errors import FormatError, NotFoundError
 from kvfsd.catalog.connection import Connection
-from kvfsd.catalog.rows import INODE_QUARANTINED, Entry
+from kvfsd.catalog.rows import Entry
+from kvfsd.catalog.schema import TenantState
 
 if TYPE_CHECKING:
     from kvfsd.service.service import Service
@@ -58,6 +59,7 @@ class HiddenNames:
         old = {
             (row.tenant, row.ino)
             for tenant in service.catalog.tenants.all()
+            if tenant.state == TenantState.ACTIVE
             for row in service.catalog.quarantine.all(tenant.tenant)
             if not row.sealed_name and row.time_ns < before_ns
         }
@@ -75,12 +77,9 @@ class HiddenNames:
         return await self._service.pool.ports.offload.run(names_of(self._service.catalog.database.path, objects))
 
     def _remove(self, entry: Entry, ino: int) -> None:
-        catalog = self._service.catalog
-        row = catalog.namespace.find_hidden_too(entry)
-        if row is None or row.ino != ino or not row.flags & INODE_QUARANTINED:
-            return  # stored anew, restored or removed meanwhile
-        catalog.namespace.drop_entry(entry)
-        if catalog.inodes.lose_name(entry.tenant, row, self._service.pool.ports.clock.wall_ns(), None).nlink == 0:
+        now_ns = self._service.pool.ports.clock.wall_ns()
+        removed = self._service.catalog.namespace.remove_hidden(entry, ino, now_ns)
+        if removed is not None and removed.nlink == 0:  # else it was stored anew, restored or removed meanwhile
             self._service.metrics.counters.purged_objects += 1
 
     def _tell(self, entry: Entry) -> None:

@@ -101,8 +101,8 @@ class Layouts:
         sealed = sealedxattrs.sealed_xattr(self._view(base), base.directory, retention.LAYOUT, layout.value())
         bits = row.flags | flags.LAYOUT | (flags.FENCED if layout.generation else 0)
         with self._catalog.transaction():
-            self._catalog.xattrs.put(base.tenant, base.directory, *sealed)
             self._catalog.inodes.update(base.tenant, row._replace(flags=bits))
+            self._catalog.xattrs.put(base.tenant, base.directory, *sealed)  # changes the row as well
         return True
 
     def fenced_generation(self, base: Base) -> int:

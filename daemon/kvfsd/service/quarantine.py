@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from kvfs.errors import NotFoundError
+from kvfs.errors import BadRecordError, NotFoundError, WrongKeyError
 from kvfsd.catalog.catalog import Catalog
 from kvfsd.catalog.rows import Entry, QuarantineRow, RemovedName
 from kvfsd.metrics import Metrics
@@ -79,10 +79,13 @@ class Quarantine:
         return namespace.remove_entry(entry, now_ns, keep_for)
 
     def hide(self, tenant: int, ino: int, reason: str) -> bool:
-        """A record of it is bad on every replica: a miss from now on -> False if it is gone or hidden already."""
+        """A record of it is bad on every replica: a miss from now on -> False if it is one already.
+
+        That is: it is gone, hidden, its row is damaged, or its tenant is being deleted.
+        """
         try:
             self._catalog.inodes.get(tenant, ino)
-        except NotFoundError:
+        except (NotFoundError, BadRecordError, WrongKeyError):
             return False
         with self._catalog.transaction():
             self._catalog.quarantine.hide(tenant, ino, reason, self._clock.wall_ns())

@@ -39,6 +39,7 @@ from kvfsd.segments.store import SegmentStore
 from kvfsd.service import background
 from kvfsd.service.accesses import AccessTimes
 from kvfsd.service.backpressure import Backpressure
+from kvfsd.service.damage import follow_damage
 from kvfsd.service.hidden import HiddenNames
 from kvfsd.service.layout_guard import LayoutGuard
 from kvfsd.service.quarantine import Quarantine, QuarantinePolicy
@@ -101,6 +102,7 @@ class Service:
         self._gate = SyncGate(self._sync_now)
         self._sessions: dict[int, list[Session]] = {}
         self._gauges()
+        follow_damage(self)
 
     def _data_path(self) -> DataPath:
         pool = self.pool

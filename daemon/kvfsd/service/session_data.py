@@ -22,6 +22,7 @@ from kvfs.commands import (
 )
 from kvfs.errors import BadRecordError, MediumUnavailableError, PoolFullError, QuotaExceededError
 from kvfs.queuepair import Buffer
+from kvfsd.catalog.wholeness import LostBlocksError
 from kvfsd.datapath import pipeline
 from kvfsd.datapath.admission import Reservation
 from kvfsd.datapath.stages import ReadRequest, Target, WriteRequest
@@ -146,7 +147,7 @@ async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome
         session.quarantine.note_fault(session.tenant, ino)
         raise
     except BadRecordError as error:
-        if _is_committed(session, request):
+        if isinstance(error, LostBlocksError) or _is_committed(session, request):
             session.quarantine.note_fault(session.tenant, ino)
             session.service.hide(session.tenant, ino, str(error))
         raise
@@ -161,10 +162,13 @@ async def read_block(session: Session, command: ReadBlock, _: Buffer) -> Outcome
 def _is_committed(session: Session, request: ReadRequest) -> bool:
     """Whether the block that was read is the published one: a bad uncommitted block is its writer's trouble alone."""
     target, blocks = request.target, session.catalog.blocks
-    committed = blocks.locate(target.tenant, target.ino, target.block)
-    if not request.staged or committed is None:
-        return committed is not None
-    return committed == blocks.locate_staged(target.attachment, target.tenant, target.ino, target.block)
+    try:
+        committed = blocks.locate(target.tenant, target.ino, target.block)
+        if not request.staged or committed is None:
+            return committed is not None
+        return committed == blocks.locate_staged(target.attachment, target.tenant, target.ino, target.block)
+    except BadRecordError:  # the row itself is damaged
+        return not request.staged
 
 
 async def sync(session: Session, _: Sync, __: Buffer) -> Outcome:

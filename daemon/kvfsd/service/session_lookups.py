@@ -31,6 +31,7 @@ from kvfs.errors import FormatError, InvalidArgumentError, NotFoundError
 from kvfsd.catalog.retention_flags import EXPIRES
 from kvfsd.catalog.retention_flags import is_expired as expires_before
 from kvfsd.catalog.rows import InodeRow
+from kvfsd.catalog.wholeness import LostBlocksError
 from kvfsd.service.sealedxattrs import read_names, read_xattr
 from kvfsd.service.session_retention import is_expired, state_of
 from kvfsd.service.validation import INTEGER_MAX, check_name, check_xattr
@@ -137,13 +138,21 @@ def stat_filesystem(session: Session, _: StatFilesystem) -> FilesystemUsage:
 
 
 def open_object(session: Session, command: OpenObject) -> Found:
-    """OpenObject: a reader's access is noted in memory; what a mount has open is not evicted."""
+    """OpenObject: a reader's access is noted in memory; what a mount has open is not evicted.
+
+    A small object is looked at as a whole.
+    """
     row = session.catalog.inodes.get(session.tenant, session.inward(command.ino))
     if row.flags >= EXPIRES and is_expired(session, row):
         raise NotFoundError(f"object {row.ino} has expired")
     fences = session.service.guard.fences
     if fences and fences.hides_object(session.tenant, row):
         raise NotFoundError(f"object {row.ino} was stored under another layout")
+    try:
+        session.catalog.wholeness.opened(session.tenant, row)
+    except LostBlocksError as error:
+        session.service.hide(session.tenant, row.ino, str(error))
+        raise
     session.opens.add(row.ino, command.serial)
     if command.reading:
         session.accesses.note(session.tenant, row)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvfsd.catalog.check import check
+from kvfsd.catalog.rowmacs import plain_check
 from tests.kvfsd.catalog.world import World
 
 BREAKS = {
@@ -20,7 +21,7 @@ BREAKS = {
     "file_links": "UPDATE inode SET nlink=2 WHERE ino=:file",
     "directory_links": "UPDATE inode SET nlink=9 WHERE ino=:directory",
     "directory_parent": "UPDATE inode SET parent=:directory WHERE ino=:directory",
-    "directory_names": "INSERT INTO dirent VALUES(1, :root, 77, x'aa', :sub)",
+    "directory_names": "INSERT INTO dirent VALUES(1, :root, 77, x'aa', :sub, 0)",
     "unreachable_directory": "UPDATE inode SET parent=:sub WHERE ino=:directory",
     "root": "UPDATE tenant SET root_ino=:file",
     "orphan_object": "UPDATE inode SET nlink=0 WHERE ino=:file",
@@ -32,9 +33,17 @@ BREAKS = {
     "segment_live_bytes": "UPDATE segment SET live_bytes=live_bytes-4096",
     "segment_write_offset": "UPDATE segment SET write_offset=4096",
     "record_in_free_segment": "DELETE FROM segment",
-    "counter_ino": "UPDATE meta SET value=2 WHERE key='next_ino'",
-    "counter_generation": "UPDATE meta SET value=1 WHERE key='next_generation'",
+    "counter_ino": f"UPDATE meta SET value=2, mac={plain_check('next_ino', 2)} WHERE key='next_ino'",
+    "counter_generation": f"UPDATE meta SET value=1, mac={plain_check('next_generation', 1)}"
+    " WHERE key='next_generation'",
+    "meta_row": "UPDATE meta SET value=value+1 WHERE key='next_ino'",
     "type": "UPDATE inode SET size='large' WHERE ino=:file",
+    # what only the checks of rows tell
+    "damaged_object": "UPDATE inode SET uid=uid+1 WHERE ino=:file",
+    "damaged_name": "UPDATE dirent SET mac=mac+1 WHERE ino=:file",
+    "lost_names": "DELETE FROM dirent WHERE ino=:file",
+    "damaged_blocks": "UPDATE block SET tag=x'00000000000000000000000000000000' WHERE ino=:file AND block=1",
+    "damaged_attributes": "DELETE FROM xattr",
 }
 
 
@@ -50,7 +59,9 @@ def test_a_broken_rule_is_named(tmp_path: Path, kind: str) -> None:
     for name, number in numbers.items():
         sql = sql.replace(f":{name}", str(number))
     world.catalog.database.run(sql)
-    assert kind in {problem.kind for problem in check(world.catalog.database)}
+    problems = check(world.catalog.database)
+    assert kind in {problem.kind for problem in problems}
+    assert all("kvfsctl rebuild" in problem.advice for problem in problems)
     assert not world.catalog.database.in_transaction
 
 

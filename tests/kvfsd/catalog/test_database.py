@@ -18,7 +18,8 @@ from kvfsd.catalog import counters as counters_module
 from kvfsd.catalog.check import check
 from kvfsd.catalog.connection import Connection
 from kvfsd.catalog.database import Database
-from tests.kvfsd.catalog.world import POOL, World
+from kvfsd.catalog.rowmacs import plain_check
+from tests.kvfsd.catalog.world import POOL, World, opened_catalog
 
 
 def alter(path: Path, *statements: str) -> None:
@@ -44,7 +45,7 @@ def test_clean_and_unclean_ends_are_told_apart(tmp_path: Path) -> None:
     assert world.catalog.database.was_clean
     world.store("a")
     world.catalog.database.abandon()
-    world.catalog = Catalog.open(world.path)
+    world.catalog = opened_catalog(world.path)
     assert not world.catalog.database.was_clean
     assert world.lookup("a") is not None
     world.reopen()
@@ -72,9 +73,11 @@ def test_missing_existing_and_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "text"),
     [
-        ("PRAGMA user_version=2", "version"),
-        ("UPDATE meta SET value=4 WHERE key='features'", "unknown features 4"),
-        ("UPDATE meta SET value='x' WHERE key='features'", "unknown features 'x'"),
+        ("PRAGMA user_version=3", "version"),
+        (f"UPDATE meta SET value=4, mac={plain_check('features', 4)} WHERE key='features'", "unknown features 4"),
+        (f"UPDATE meta SET value='x', mac={plain_check('features', 'x')} WHERE key='features'", "unknown features 'x'"),
+        ("UPDATE meta SET value=4 WHERE key='features'", "meta row 'features' fails its check"),
+        ("UPDATE meta SET value=value-1 WHERE key='next_generation'", "meta row 'next_generation' fails its check"),
         ("DELETE FROM meta WHERE key='features'", "features"),
         ("DROP TABLE meta", "meta"),
     ],
@@ -129,7 +132,7 @@ def test_a_crash_at_every_commit_leaves_a_whole_catalog(tmp_path: Path, where: s
             world.mkdir("in", ino)
         except CrashError:
             crashed = True
-        catalog = Catalog.open(directory / "catalog.db")
+        catalog = opened_catalog(directory / "catalog.db")
         catalog.attachments.recover()
         assert check(catalog.database) == []
         catalog.close()
@@ -174,7 +177,7 @@ def _take_inside(world: World) -> None:
 
 def test_a_tool_reads_beside_a_live_pool_and_writes_nothing(world: World) -> None:
     world.store("a")
-    tool = Catalog.open(world.path, read_only=True)
+    tool = opened_catalog(world.path, read_only=True)
     assert tool.namespace.lookup(*world.entry("a")) is not None
     world.store("b")
     assert tool.namespace.lookup(*world.entry("b")) is not None
@@ -189,11 +192,11 @@ def test_a_tool_reads_beside_a_live_pool_and_writes_nothing(world: World) -> Non
 def test_a_tool_reads_a_closed_pool_and_leaves_no_files(world: World) -> None:
     world.store("a")
     world.catalog.close()
-    tool = Catalog.open(world.path, read_only=True)
+    tool = opened_catalog(world.path, read_only=True)
     assert tool.namespace.lookup(*world.entry("a")) is not None
     tool.close()
     assert [one.name for one in world.path.parent.iterdir()] == ["catalog.db"]
-    world.catalog = Catalog.open(world.path)
+    world.catalog = opened_catalog(world.path)
 
 
 def test_a_second_writer_is_kept_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +238,7 @@ def test_a_plain_checkpoint_goes_on_inside_a_transaction_of_the_writer(world: Wo
     with world.catalog.transaction():
         world.catalog.namespace.put_entry(world.entry("b"), world.root)
         world.catalog.database.wal.checkpoint_call()()
-        world.catalog.namespace.drop_entry(world.entry("b"))
+        world.catalog.namespace.drop_entry(world.entry("b"), world.root)
     assert world.lookup("a") is not None
     assert world.lookup("b") is None
 
@@ -266,7 +269,7 @@ def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
         [sys.executable, "-c", KILLED, str(tmp_path), "20"], stdout=subprocess.PIPE, check=False, timeout=60
     )
     assert done.returncode == -9
-    catalog = Catalog.open(tmp_path / "catalog.db")
+    catalog = opened_catalog(tmp_path / "catalog.db")
     catalog.attachments.recover()
     assert len(catalog.namespace.list_directory(1, catalog.tenants.get(1).root_ino, 0, 100)[0]) == 21
     assert len(done.stdout.split()) == 21
@@ -291,7 +294,7 @@ def test_damage_is_a_named_error_or_a_problem_never_another_exception(tmp_path: 
     shutil.copy(damaged, tmp_path / "copy.db")
     for path, read_only in ((damaged, True), (tmp_path / "copy.db", False)):
         try:
-            catalog = Catalog.open(path, read_only=read_only)
+            catalog = opened_catalog(path, read_only=read_only)
             check(catalog.database)
             catalog.namespace.list_directory(1, world.root, 0, 100)
             for number in range(8):

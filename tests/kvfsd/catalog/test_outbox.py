@@ -11,7 +11,7 @@ import pytest
 from kvfsd.catalog import Catalog
 from kvfsd.catalog.log_rows import LogRecord
 from kvfsd.catalog.rows import Location
-from tests.kvfsd.catalog.world import World
+from tests.kvfsd.catalog.world import World, opened_catalog
 
 
 def sums(catalog: Catalog) -> tuple[int, int]:
@@ -74,10 +74,10 @@ def test_they_are_there_again_after_a_kill_and_after_a_close(tmp_path: Path) -> 
     want = sums(world.catalog)
     assert want[0] >= 10
     world.catalog.database.abandon()
-    catalog = Catalog.open(world.path)
+    catalog = opened_catalog(world.path)
     assert (catalog.database.outbox.rows, catalog.database.outbox.bytes) == want
     catalog.close()
-    catalog = Catalog.open(world.path)
+    catalog = opened_catalog(world.path)
     assert_exact(catalog)
     catalog.close()
 

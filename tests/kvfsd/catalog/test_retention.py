@@ -128,7 +128,7 @@ def test_removal_takes_all_names_data_and_charge_and_touches_each_directory_once
     with world.catalog.transaction():
         entries = world.catalog.retention.remove(1, ino, now)
         world.catalog.retention.touch(entries, now)
-    assert set(entries) == {world.entry("name"), world.entry("link", directory)}
+    assert {one.entry for one in entries} == {world.entry("name"), world.entry("link", directory)}
     assert world.lookup("name") is None
     assert world.lookup("link", directory) is None
     assert world.catalog.inodes.find(1, ino) is None
@@ -142,7 +142,7 @@ def test_removal_takes_all_names_data_and_charge_and_touches_each_directory_once
 def test_what_is_open_keeps_its_data_until_the_last_has_closed_it(world: World) -> None:
     ino = world.store("name", [100])
     with world.catalog.transaction():
-        world.catalog.retention.remove(1, ino, world.now(), [7, 8])
+        world.catalog.retention.touch(world.catalog.retention.remove(1, ino, world.now(), [7, 8]), world.now())
     assert world.lookup("name") is None
     assert world.catalog.tenants.get(1).used_bytes == 100
     for attachment, left in ((7, 100), (8, 0)):

@@ -27,12 +27,35 @@ def sealed(name: str | bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest() + raw
 
 
+def row_key(tenant: int) -> bytes:
+    """A row key for each tenant, and for the system."""
+    return tenant.to_bytes(4, "little") * 8
+
+
+def made_catalog(path: Path, hooks: Hooks | None = None) -> Catalog:
+    """A new catalog, unlocked."""
+    catalog = Catalog.create(path, POOL, hooks)
+    catalog.unlock(row_key)
+    return catalog
+
+
+def opened_catalog(path: Path, *, read_only: bool = False) -> Catalog:
+    """A catalog that was made here, unlocked; closed again if that fails."""
+    catalog = Catalog.open(path, read_only=read_only)
+    try:
+        catalog.unlock(row_key)
+    except BaseException:
+        catalog.database.abandon()
+        raise
+    return catalog
+
+
 class World:
     """`tenant` 1 has root `root`; records go one after another into medium 0, segment 0."""
 
     def __init__(self, directory: Path, hooks: Hooks | None = None) -> None:
         self.path = directory / "catalog.db"
-        self.catalog = Catalog.create(self.path, POOL, hooks)
+        self.catalog = made_catalog(self.path, hooks)
         self.tenant = 1
         self.clock = 1000
         self._offset = 1
@@ -116,7 +139,7 @@ class World:
 
     def reopen(self) -> None:
         self.catalog.close()
-        self.catalog = Catalog.open(self.path)
+        self.catalog = opened_catalog(self.path)
 
     def names(self, parent: int | None = None) -> Iterator[bytes]:
         cookie, end = 0, False

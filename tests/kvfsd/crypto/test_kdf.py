@@ -72,6 +72,9 @@ VECTORS = [
 ]
 
 
+ROWS_KEY = "1012ebfcb741898a782b2688794f91d3deab2ed6af3c3d3717cea35ca3beb8f9"
+
+
 def test_fixed_vectors():
     """These are in docs/FORMAT.md; a change here is a change of the format."""
     vectors = [
@@ -82,6 +85,7 @@ def test_fixed_vectors():
         kdf.kek_wrap_key(DEK, POOL, SALT).hex(),
         kdf.kek_check(DEK, POOL).hex(),
     ]
+    assert kdf.rows_key(DEK, POOL, 7).hex() == ROWS_KEY
     assert vectors == VECTORS
 
 

@@ -15,9 +15,11 @@ from kvfsd.catalog.check import check
 from kvfsd.catalog.database import Hooks
 from kvfsd.catalog.rows import Location
 from kvfsd.metalog.metadata_log import LogPayload, SealedLogPayload
+from kvfsd.metalog.rebuild import rebuild
 from kvfsd.ondisk.metalog import PutEntry, decode_batch, decode_system
 from kvfsd.ondisk.record import RecordHeader, RecordType
-from tests.kvfsd.log_world import LogWorld, seal
+from tests.kvfsd.catalog.world import made_catalog
+from tests.kvfsd.log_world import LogWorld, seal, visible_tree
 
 
 @pytest.fixture
@@ -258,3 +260,46 @@ async def test_a_tenant_deleted_while_its_record_is_written_gets_no_row(world: L
     await world.log.drain()
     assert world.catalog.database.one("SELECT count(*) FROM log_record WHERE tenant=1") == (0,)
     assert world.store_port.unsettled == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE inode SET uid=uid+1 WHERE ino IN (SELECT max(ino) FROM inode)",
+        "DELETE FROM dirent WHERE ino IN (SELECT max(ino) FROM dirent)",
+        "DELETE FROM block WHERE ino IN (SELECT max(ino) FROM block)",
+        "DELETE FROM inode WHERE ino IN (SELECT max(ino) FROM inode)",
+        "UPDATE dirent SET ino=ino-1 WHERE ino IN (SELECT max(ino) FROM dirent)",
+    ],
+)
+async def test_the_log_of_a_damaged_catalog_is_not_compacted(
+    world: LogWorld, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    for number in range(70):
+        world.store(f"n{number}", [5])
+    await world.log.drain()
+    before = world.tree()
+    kept = world.catalog.database.all("SELECT generation FROM log_record WHERE tenant=1")
+    assert world.catalog.database.run(damage)
+    monkeypatch.setattr("kvfsd.metalog.compaction.COMPACT_MIN_BYTES", 100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.log.compaction.run)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    await world.log.drain()
+    assert world.catalog.database.all("SELECT generation FROM log_record WHERE tenant=1")[: len(kept)] == kept
+    rebuilt = made_catalog(world.path.with_name("rebuilt.db"))
+    assert (await rebuild(rebuilt, world.media, lambda slots: None)).problems == []
+    assert visible_tree(rebuilt, 1) == before
+    rebuilt.close()
+
+
+async def test_a_log_that_is_damaged_itself_is_replaced_by_what_is_sound(world: LogWorld) -> None:
+    for number in range(10):
+        world.store(f"n{number}", [5])
+    world.catalog.database.run("UPDATE inode SET uid=uid+1 WHERE ino IN (SELECT max(ino) FROM inode)")
+    await world.log.compact(1)
+    rebuilt = made_catalog(world.path.with_name("rebuilt.db"))
+    report = await rebuild(rebuilt, world.media, lambda slots: None)
+    assert (report.objects, report.problems) == (1 + 9, [])
+    rebuilt.close()

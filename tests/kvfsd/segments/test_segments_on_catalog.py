@@ -1,13 +1,14 @@
 """SegmentStore and collector over the real catalog instead of the fake of the other tests."""
 
 import pytest
-from segment_fakes import POOL, opened
+from segment_fakes import opened
 
 from kvfs import limits
 from kvfsd.catalog import Catalog
 from kvfsd.ondisk.record import record_bytes
 from kvfsd.segments.gc import SegmentCollector
 from kvfsd.segments.store import SegmentStore
+from tests.kvfsd.catalog.world import made_catalog
 from tests.kvfsd.segments.test_gc import Pool
 
 
@@ -45,7 +46,7 @@ class CatalogPool(Pool):
 
 @pytest.fixture
 def catalog(tmp_path):
-    made = Catalog.create(tmp_path / "catalog", POOL)
+    made = made_catalog(tmp_path / "catalog")
     yield made
     made.database.close()
 
