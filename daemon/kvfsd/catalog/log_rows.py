@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from kvfs import limits
 from kvfsd.catalog.database import Database, Row
 from kvfsd.catalog.rowchecks import object_faults
 from kvfsd.catalog.rows import LOGGED_FIELDS, Location, pack_locations, unpack_locations
@@ -16,6 +17,8 @@ SNAPSHOT_ROWS: Final = 256
 """Rows that one transaction of a snapshot reads: about a millisecond."""
 WHOLE_ROWS: Final = 64
 """Objects that are held against their checks at a time: about a millisecond, more for large ones."""
+SNAPSHOT_BYTES: Final = 256 * limits.KIB
+"""It also ends with so many bytes of extended attributes: a single one may have 64 KiB."""
 _PENDING_ROWS: Final = 2048
 _Key: TypeAlias = tuple[int | bytes, ...]
 _Changes: TypeAlias = Iterator[tuple[Change | None, tuple[int | bytes, ...]]]
@@ -176,12 +179,13 @@ class LogRows:
         """
         self._database.require_transaction()
         readers = (self._inodes, self._entries, self._xattrs, self._blocks)
-        rows = list(readers[cursor.table](tenant, cursor))
-        for change, _ in rows:
+        used = 0
+        for count, (change, key) in enumerate(readers[cursor.table](tenant, cursor), 1):
             if change is not None:
                 self._database.log(tenant, change)
-        if len(rows) == SNAPSHOT_ROWS:
-            return cursor._replace(key=rows[-1][1])
+            used += len(change.value) if isinstance(change, PutXattr) else 0
+            if count == SNAPSHOT_ROWS or used >= SNAPSHOT_BYTES:
+                return cursor._replace(key=key)
         return cursor._replace(table=cursor.table + 1, key=()) if cursor.table + 1 < len(readers) else None
 
     def check_some(self, tenant: int, after: int) -> int | None:
@@ -238,9 +242,11 @@ class LogRows:
         for row in rows:
             yield PutBlock(*row), row[:2]
 
-    def _after(self, table: str, key_columns: str, columns: str, tenant: int, key: Sequence[int | bytes]) -> list[Row]:
+    def _after(
+        self, table: str, key_columns: str, columns: str, tenant: int, key: Sequence[int | bytes]
+    ) -> Iterator[Row]:
         marks = ",".join("?" * len(key))
-        return self._database.all(
+        return self._database.iterate(
             f"SELECT {key_columns}, {columns} FROM {table} WHERE tenant=? AND ({key_columns})>({marks})"
             f" ORDER BY {key_columns} LIMIT ?",
             (tenant, *key, SNAPSHOT_ROWS),

@@ -13,6 +13,7 @@ from kvfs import limits
 from kvfs.errors import MediumUnavailableError, PoolFullError
 from kvfsd.catalog.check import check
 from kvfsd.catalog.database import Hooks
+from kvfsd.catalog.log_rows import SNAPSHOT_BYTES
 from kvfsd.catalog.rows import Location
 from kvfsd.metalog.metadata_log import LogPayload, SealedLogPayload
 from kvfsd.metalog.rebuild import rebuild
@@ -303,3 +304,21 @@ async def test_a_log_that_is_damaged_itself_is_replaced_by_what_is_sound(world: 
     report = await rebuild(rebuilt, world.media, lambda slots: None)
     assert (report.objects, report.problems) == (1 + 9, [])
     rebuilt.close()
+
+
+async def test_a_step_of_a_snapshot_is_bounded_in_bytes_too(world: LogWorld) -> None:
+    for number in range(40):
+        ino = world.store(f"n{number}", [])
+        with world.catalog.transaction():
+            world.catalog.xattrs.put(1, ino, b"n", bytes(60_000))
+    await world.log.drain()
+    most, tree = 0, world.tree()
+    world.log.compaction.begin(1)
+    while world.log.compaction.is_under_way(1):
+        before = world.catalog.database.outbox.bytes
+        await world.log.compaction.step(1)
+        most = max(most, world.catalog.database.outbox.bytes - before)
+        await world.log.drain()
+    assert 60_000 < most < SNAPSHOT_BYTES + 100_000
+    assert world.tree() == tree
+    assert world.catalog.log_rows.state(1).snapshot_bytes > 40 * 60_000

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from kvfs.commands import RENAME_EXCHANGE
-from kvfs.errors import KvfsError, NotFoundError
+from kvfs.errors import FailsafeError, KvfsError, NotFoundError
 from kvfsd.catalog import Catalog
 from kvfsd.catalog.check import check
 from kvfsd.metalog.rebuild import RebuildReport, rebuild
@@ -286,3 +286,30 @@ def test_the_store_of_these_tests_keeps_records_apart(world: LogWorld) -> None:
     store = MemoryStore(world.catalog, world.media)
     first, second = (store.place(SegmentKind.DATA, 1, 1, 8192) for _ in range(2))
     assert second.offset - first.offset == 2
+
+
+@pytest.mark.parametrize("failing", range(1, 8))
+async def test_a_step_of_a_snapshot_whose_commit_fails_is_done_again(
+    world: LogWorld, failing: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("kvfsd.catalog.log_rows.SNAPSHOT_ROWS", 3)
+    for number in range(5):
+        world.store(f"n{number}", [7])
+    await world.log.drain()
+    count = 0
+
+    def refuse() -> None:
+        nonlocal count
+        count += 1
+        if count == failing:
+            raise FailsafeError("the disk under the catalog is full")
+
+    database = world.catalog.database
+    monkeypatch.setattr(database, "_hooks", type(database._hooks)(before_commit=refuse))
+    with contextlib.suppress(FailsafeError):
+        await world.log.compact(1)
+    assert count >= failing, "the compaction got that far"
+    await world.log.compact(1)
+    catalog, report = await rebuilt(world.media, tmp_path)
+    assert visible_tree(catalog, 1) == world.tree()
+    assert report.log_gaps == []
