@@ -106,7 +106,8 @@ def test_directories_follow_xdg_and_ignore_relative_values():
     assert str(directories.private_pool(environment)) == "/d/kvfs/pool"
     assert str(directories.keys(environment)) == "/c/kvfs/keys"
     assert str(directories.logs(environment)) == "/s/kvfs"
-    assert directories.runtime_searched(environment) == [directories.Path("/r/kvfs"), directories.SYSTEM_RUNTIME]
+    own, system, daemon = directories.Path("/r/kvfs"), directories.SYSTEM_RUNTIME, directories.SYSTEM_DAEMON_RUNTIME
+    assert directories.runtime_searched(environment) == [own, system, daemon]
     relative = {"XDG_DATA_HOME": "d"}
     assert str(directories.private_pool(relative)).endswith("/.local/share/kvfs/pool")
 
