@@ -174,13 +174,13 @@ class Run:
         background._reap_some(service)
 
     async def _move(self, service: Service, tenant: int) -> None:
-        """Have the collector empty a segment of the tenant on each medium, worth it or not, and give back what is."""
+        """Have the collector empty segments of the tenant on each medium, worth it or not, and give back what is."""
         close_data_segments(service, tenant)
         for space in service.store.spaces.values():
             closed = [one for one in space.in_use.values() if one.closed and not one.freed]
             of_data = [one for one in closed if one.stream.kind is SegmentKind.DATA]
             if of_data:
-                await service.collector._empty(space, of_data[0], [])
+                await service.collector._empty_some(space, of_data[:2], [])
         if self._random.random() < 0.7:
             await service.store.release_empty()
 

@@ -8,6 +8,7 @@ moved. A record whose stored checksum does not fit is reported and stays where i
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
@@ -23,6 +24,8 @@ from kvfsd.segments.moving import RECORD_MAX_BYTES, LiveRecords, RecordCopy, Rec
 from kvfsd.segments.space import MediumSpace, SegmentUse, SpaceWaiter
 from kvfsd.segments.store import KEEP_FROM_WRITERS, SegmentStore, SegmentTable
 
+log = logging.getLogger(__name__)
+
 INTERVAL_MS: Final = 1_000
 """How often empty segments are looked for without being asked."""
 LOW_FREE_PERCENT: Final = 25
@@ -34,6 +37,8 @@ PRESSURE_GAIN_PERCENT: Final = 6
 VICTIMS_PER_LOOK: Final = 8
 ROWS_PER_LOOK: Final = 256
 """Catalog rows read in a row: under a millisecond, then others have their turn."""
+BATCH_BYTES: Final = 64 * limits.MIB
+"""Copies that one flush serves, of several segments if need be: a flush waits for all that the disk has cached."""
 STEP_BYTES: Final = 8 * limits.MIB
 STEP_PAUSE_MS: Final = 40
 """In the background the collector pauses this long after each STEP_BYTES: at most 200 MiB/s are copied."""
@@ -79,6 +84,8 @@ class SegmentCollector:
                 await self.collect()
                 self.last_error = None
             except KvfsError as error:
+                if self.last_error is None:
+                    log.warning("collecting garbage: %s", error)
                 self.last_error = error
                 await trio.sleep(INTERVAL_MS / 1000)
 
@@ -86,15 +93,21 @@ class SegmentCollector:
         """One pass over all media -> segments freed. Writers that waited when it began are answered when it ends."""
         waiting = [(space, list(space.waiters)) for space in self._store.spaces.values()]
         before = self.stats.segments_freed
+        errors: list[KvfsError] = []
         try:
             await self._release()
             for space, waiters in waiting:
-                await self._collect_medium(space, waiters)
+                try:
+                    await self._collect_medium(space, waiters)
+                except KvfsError as error:  # the other media go on
+                    errors.append(error)
         finally:
             for _, waiters in waiting:
                 for waiter in waiters:
                     if not waiter.event.is_set():
                         waiter.answer(freed=False)
+        if errors:
+            raise errors[0]
         self.stats.passes += 1
         return self.stats.segments_freed - before
 
@@ -108,16 +121,15 @@ class SegmentCollector:
             victims = await self._victims(space, gain, given_up)
             if not victims:
                 return
-            for segment in victims:
-                if not await self._empty(space, segment, waiters):
-                    given_up.add(segment.number)
+            while victims and self._worth_it(space, waiters) <= gain:
+                stuck = await self._empty_some(space, victims, waiters)
+                if stuck is not None:
+                    given_up.add(stuck.number)
                 await self._release()
-                if self._worth_it(space, waiters) > gain:
-                    break
 
     def _worth_it(self, space: MediumSpace, waiters: list[SpaceWaiter]) -> int:
         """Bytes that collecting a segment must gain to be worth it now; more than any can gain if there is no need."""
-        if any(not waiter.event.is_set() for waiter in waiters) or space.free_segments <= KEEP_FROM_WRITERS:
+        if _is_waited_for(waiters) or space.free_segments <= KEEP_FROM_WRITERS:
             return space.capacity_bytes * PRESSURE_GAIN_PERCENT // 100
         if space.free_segments * 100 < space.superblock.segment_count * LOW_FREE_PERCENT:
             return space.capacity_bytes * BACKGROUND_GAIN_PERCENT // 100
@@ -146,27 +158,45 @@ class SegmentCollector:
 
     # --- its records -----------------------------------------------------------------------------------
 
-    async def _empty(self, space: MediumSpace, segment: SegmentUse, waiters: list[SpaceWaiter]) -> bool:
-        """Copy the segment's live records away -> False if it cannot be done now for want of space.
+    async def _empty_some(
+        self, space: MediumSpace, victims: list[SegmentUse], waiters: list[SpaceWaiter]
+    ) -> SegmentUse | None:
+        """Copy the live records of as many `victims` away as one flush is to serve; takes those off the list.
 
-        What cannot be read or is bad stays, and the segment is not tried again until its live bytes change.
+        Gives the first one back if nothing can be done now for want of space. What cannot be read or is bad stays, and
+        its segment is not tried again until its live bytes change.
         """
         copies: list[RecordCopy] = []
+        emptied: list[SegmentUse] = []
+        full = False
         try:
-            full = not await self._copy_records(space, segment, waiters, copies)
+            while victims and not full and not self._is_enough(space, copies, waiters):
+                full = not await self._copy_records(space, victims[0], waiters, copies)
+                if full and emptied:
+                    break  # again, when those before it are free
+                emptied.append(victims.pop(0))
             await self._mover.point_to(space, copies)
         finally:
             self._store.settle(copy.new for copy in copies)
-        if full:
-            return False
-        if segment.freed:
-            return True
-        live = self._table.get(space.index, segment.number).live_bytes
+        if full and len(emptied) == 1:
+            return emptied[0]
+        for segment in emptied:
+            self._note_rest(space, segment)
+        return None
+
+    def _is_enough(self, space: MediumSpace, copies: list[RecordCopy], waiters: list[SpaceWaiter]) -> bool:
+        """Whether to flush now: after BATCH_BYTES, or a segment's worth of copies if a writer waits, or soon would."""
+        spare = 1 if _is_waited_for(waiters) else max(1, space.free_segments - KEEP_FROM_WRITERS)
+        copied = sum(record_bytes(copy.placed.row.length) for copy in copies)
+        return copied >= min(BATCH_BYTES, spare * space.capacity_bytes)
+
+    def _note_rest(self, space: MediumSpace, segment: SegmentUse) -> None:
+        """Remember a segment that could not be emptied."""
+        live = 0 if segment.freed else self._table.get(space.index, segment.number).live_bytes
         if live:
             self._stuck[space.index, segment.number] = live
         else:
             self._stuck.pop((space.index, segment.number), None)
-        return True
 
     async def _copy_records(
         self, space: MediumSpace, segment: SegmentUse, waiters: list[SpaceWaiter], copies: list[RecordCopy]
@@ -192,10 +222,15 @@ class SegmentCollector:
             await trio.lowlevel.checkpoint()
             return
         self._since_pause = 0
-        if any(not waiter.event.is_set() for waiter in waiters):
+        if _is_waited_for(waiters):
             await trio.lowlevel.checkpoint()
         else:
             await trio.sleep(STEP_PAUSE_MS / 1000)
+
+
+def _is_waited_for(waiters: list[SpaceWaiter]) -> bool:
+    """Whether a writer still waits for space."""
+    return any(not waiter.event.is_set() for waiter in waiters)
 
 
 def _gain(space: MediumSpace, segment: SegmentUse, live_bytes: int) -> int:

@@ -18,6 +18,7 @@ from kvfs.errors import KvfsError, MediumUnavailableError, PoolFullError
 from kvfsd.catalog.rows import Location
 from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.segments.appends import SPACE_DEADLINE_MS, Append, SegmentAppender, SegmentTable
+from kvfsd.segments.release import SegmentRelease
 from kvfsd.segments.space import KEEP_FROM_WRITERS, MediumSpace, OpenMedium
 
 __all__ = ["KEEP_FROM_WRITERS", "SPACE_DEADLINE_MS", "Append", "OpenMedium", "SegmentStore", "SegmentTable"]
@@ -42,7 +43,6 @@ class SegmentStore:
         self._table = table
         self._transaction = transaction
         self._barrier = barrier
-        self._releasing = trio.Lock()
         self._appender = SegmentAppender(table, transaction)
         rows = table.all()
         self.without_room: set[int] = set()
@@ -51,6 +51,7 @@ class SegmentStore:
         for opened in media:
             index = opened.superblock.medium_index
             self.spaces[index] = MediumSpace(opened, (row for row in rows if row.medium == index), self.without_room)
+        self._release = SegmentRelease(self.spaces, table, transaction, lambda: self._barrier())
         self._close_unresumable()
 
     # --- appending -------------------------------------------------------------------------------------
@@ -162,38 +163,10 @@ class SegmentStore:
     async def release_empty(self) -> int:
         """Free the closed segments that nothing refers to: catalog first, then barrier, then trim -> number freed.
 
-        A segment with unsettled appends is left alone, one with pins is trimmed by a later call. After an error
-        everything that was begun is taken up again by the next call.
+        A segment with unsettled appends is left alone, one with pins is trimmed by a later call, and so is one whose
+        medium fails or hangs. Raises what the barrier raises; the next call takes everything up again.
         """
-        async with self._releasing:
-            self._forget_empty()
-            waiting = [
-                (space, segment) for space in self.spaces.values() for segment in space.in_use.values() if segment.freed
-            ]
-            if not waiting:
-                return 0
-            await self._barrier()
-            freed = 0
-            for space, segment in waiting:
-                if segment.pins == 0:
-                    offset = space.superblock.segment_offset(segment.number)
-                    await space.medium.trim(offset, space.superblock.segment_bytes)
-                    space.give_back(segment)
-                    freed += 1
-            return freed
-
-    def _forget_empty(self) -> None:
-        """Remove the catalog's rows of empty segments; no new reader can find them from here on."""
-        with self._transaction():
-            forgotten = []
-            for row in self._table.empty():
-                space = self.spaces.get(row.medium)
-                segment = space.in_use.get(row.segment) if space is not None else None
-                if segment is not None and not segment.unsettled and not segment.freed:
-                    self._table.free(row.medium, row.segment)
-                    forgotten.append(segment)
-        for segment in forgotten:
-            segment.freed = True
+        return await self._release.run()
 
     def _space(self, medium: int) -> MediumSpace:
         """The medium's state; MediumUnavailableError if the pool was opened without it."""

@@ -3,7 +3,7 @@ import random
 import pytest
 import trio
 import xxhash
-from segment_fakes import POOL, FakeCatalog, append, opened, store_over
+from segment_fakes import POOL, FakeCatalog, append, opened, store_over, superblock_of
 
 from kvfs import limits
 from kvfs.errors import MediumUnavailableError, PoolFullError
@@ -15,6 +15,7 @@ from kvfsd.media.volatile import CrashMode, VolatileMedium
 from kvfsd.ondisk.record import OVERHEAD_BYTES, RecordHeader, RecordIdentity, RecordType, record_bytes
 from kvfsd.ondisk.segment import SegmentKind
 from kvfsd.segments.gc import STEP_BYTES, STEP_PAUSE_MS, SegmentCollector
+from kvfsd.segments.space import OpenMedium
 
 SEGMENT = limits.SEGMENT_MIN_BYTES
 MIB = limits.MIB
@@ -394,3 +395,70 @@ async def test_power_loss_after_a_collection_leaves_what_was_durable():
     again = Pool(opened(0, pool.store.spaces[0].medium), catalog=pool.catalog)
     again.expected = expected
     await again.check()
+
+
+class CountingMedium(MemoryMedium):
+    """Knows how often it was flushed."""
+
+    flushes = 0
+
+    async def flush(self) -> None:
+        self.flushes += 1
+        await super().flush()
+
+
+def large(index: int, medium: MemoryMedium) -> OpenMedium:
+    """63 segments of 4 MiB."""
+    return OpenMedium(medium, superblock_of(index, 256 * MIB))
+
+
+async def test_one_flush_and_one_barrier_serve_several_segments():
+    medium = CountingMedium("m0", 256 * MIB)
+    pool = Pool(large(0, medium))
+    await pool.fill(range(3 * 50))
+    for ino in range(24):
+        if ino % 3:
+            pool.drop(ino)  # of three records in each of eight segments one is left
+    barriers = pool.catalog.barriers
+    assert await pool.collector.collect() == 8
+    assert pool.collector.stats.records_copied == 8
+    assert medium.flushes == 1
+    assert pool.catalog.barriers - barriers == 1
+    await pool.check()
+
+
+async def test_a_writer_that_waits_gets_the_first_segment_that_is_empty(autojump_clock):
+    medium = CountingMedium("m0", 256 * MIB)
+    pool = Pool(large(0, medium))
+    await pool.fill(range(3 * 61))
+    for ino in range(24):
+        if ino % 3 == 0:
+            pool.drop(ino)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.collector.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await pool.put(1000)
+        assert pool.collector.stats.segments_freed <= 3
+        assert pool.collector.stats.bytes_copied <= 2 * SEGMENT
+        nursery.cancel_scope.cancel()
+    await pool.check()
+
+
+async def test_a_medium_that_fails_does_not_stop_the_collection_of_others(autojump_clock, caplog):
+    faulty = FaultyMedium(MemoryMedium("m0", limits.MEDIUM_MIN_BYTES), 1)
+    pool = Pool(opened(0, faulty), opened(1))
+    for index in (0, 1):
+        for ino in range(100 * index, 100 * index + 15):
+            await pool.put(ino, media=(index,))
+        pool.drop(100 * index)
+        pool.drop(100 * index + 1)
+    faulty.set_faults([Fault(FaultKind.ERROR, Operation.WRITE, probability=1)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.collector.run)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert isinstance(pool.collector.last_error, MediumUnavailableError)
+    assert len([record for record in caplog.records if "collecting garbage" in record.getMessage()]) == 1
+    assert pool.locations(102)[0].segment != 0, "what was left of the first segment was copied"
+    assert pool.store.spaces[1].free_segments > pool.store.spaces[0].free_segments
+    await pool.check()
