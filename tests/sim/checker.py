@@ -124,6 +124,8 @@ def _check_catalog(pool: Pool, when: str) -> None:
 
 def check_client(number: int, observed: Observed, allowed: Allowed) -> int:
     """The client finds one of the allowed states -> how many files of it are absent."""
+    if observed.errors:
+        raise BrokenPromiseError(f"client {number}: {observed.errors[0]}")
     if observed.missing:
         if allowed.started:
             raise BrokenPromiseError(f"client {number}: its directory is gone")

@@ -1,9 +1,8 @@
 """Damage to a pool at rest: flipped bits, zeros, swaps, older versions; old catalogs with newer media and the reverse.
 
 What must hold: no read ever gives bytes that were not last stored under that name, a damaged record costs its own file
-only (none with replicas), and key and pool files survive in their second copy. Damage of the catalog's database is
-refused or harmless, with a known gap: its rows have no checksum of their own, so a flipped bit in a size or in the
-number behind a name is not seen. Such cases are counted as `SILENT` and are no violation (docs/TESTING.md).
+only (none with replicas), and key and pool files survive in their second copy. Damage of the catalog's database is in
+`catalog_damage`: what is seen is as it was, and what is gone is found.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from kvfsd.media.memory import MemoryMedium
 from kvfsd.ondisk.record import record_bytes
 from kvfsd.pool.pool import Pool
 from kvfsd.service.service import Service
+from tests.sim import catalog_damage
+from tests.sim.catalog_damage import flipped
 from tests.sim.checker import Allowed, BrokenPromiseError, Verdict, check_client, put
 from tests.sim.crashes import CrashState, MediaHistory, points
 from tests.sim.model import Path, State
@@ -30,8 +31,6 @@ from tests.sim.trace import MediaWrite
 from tests.sim.world import OPTIONS, Ground
 
 _UNIT: Final = limits.RECORD_ALIGN_BYTES
-
-KNOWN_GAPS: Final = ("catalog_flip", "catalog_cut")
 
 Extent = tuple[str, int, int]
 """Medium, offset, length."""
@@ -59,8 +58,9 @@ class Injury:
 class Damager:
     """Damage to the end of one recorded run. Case `number` is of kind `KINDS[number % len]`, the rest is the seed."""
 
-    def __init__(self, recorded: Recorded, seed: int) -> None:
+    def __init__(self, recorded: Recorded, seed: int, kinds: tuple[str, ...] = ()) -> None:
         self.seed = seed
+        self._kind = ""
         self._recorded = recorded
         self._media = MediaHistory(recorded.trace, recorded.start)
         self._settled: Settled | None = None
@@ -74,17 +74,21 @@ class Damager:
             ("replay", self._replay),
             ("old_media", self._old_media),
             ("old_catalog", self._old_catalog),
-            ("catalog_flip", self._catalog_flip),
-            ("catalog_cut", self._catalog_cut),
+            ("catalog_flip", self._catalog),
+            ("catalog_cut", self._catalog),
+            ("catalog_row", self._catalog),
             ("key_file", self._key_file),
             ("pool_file", self._pool_file),
         ]
+        if kinds:
+            self.kinds = [kind for kind in self.kinds if kind[0] in kinds]
 
     async def damage(self, number: int) -> Verdict:
         """One damage, one look."""
         settled = self._settled = self._settled or await self._settle()
         place = self._recorded.place
         name, inflict = self.kinds[number % len(self.kinds)]
+        self._kind = name
         choice = random.Random(self.seed * 104_729 + number)
         state = CrashState(
             settled.state.database, settled.state.log, {n: m.clone() for n, m in settled.state.media.items()}
@@ -121,16 +125,34 @@ class Damager:
             async with place.opened() as pool:
                 service = Service(pool, OPTIONS)
                 seen = await observe(service, tenants)
+                if name in catalog_damage.KINDS:
+                    self._check_catalog(service, seen, verdict)
         except KvfsError as error:
             if not (injury.catalog or name.startswith("old_")):
                 raise BrokenPromiseError(f"the pool does not open: {error!r}") from error
             verdict.outcome = f"{name} refused"
             return verdict
+        verdict.seen = seen
+        if name in catalog_damage.KINDS:
+            return verdict
         for number, observed in enumerate(seen):
             self._check(number, observed, settled, injury, name, verdict)
-        verdict.outcome = verdict.outcome or f"{name} {'cost a file' if verdict.absent else 'harmless'}"
-        verdict.seen = seen
+        verdict.outcome = f"{name} {'cost a file' if verdict.absent else 'harmless'}"
         return verdict
+
+    def _check_catalog(self, service: Service, seen: list[Observed], verdict: Verdict) -> None:
+        """What is seen is as it was. What is gone was told when it was met, or the full check tells it."""
+        counters = service.metrics.counters
+        told = counters.damaged_rows or counters.bad_records or any(one.errors for one in seen)
+        for number, observed in enumerate(seen):
+            state = self._recorded.trace.histories[number][-1]
+            verdict.absent += catalog_damage.check_seen(number, observed, state)
+        if verdict.absent and not told and not catalog_damage.is_found(service.pool):
+            raise BrokenPromiseError(f"{verdict.absent} paths are gone, nobody is told, and the check finds nothing")
+        outcome = (
+            "harmless" if not verdict.absent else "cost something, told" if told else "cost something, check tells"
+        )
+        verdict.outcome = f"{self._kind} {outcome}"
 
     def _check(
         self, number: int, observed: Observed, settled: Settled, injury: Injury, name: str, verdict: Verdict
@@ -138,9 +160,8 @@ class Damager:
         history = self._recorded.trace.histories[number]
         if injury.catalog or name.startswith("old_"):
             wrong = _wrong_bytes(number, observed, history)
-            if wrong and name not in KNOWN_GAPS:
+            if wrong:
                 raise BrokenPromiseError(wrong)
-            verdict.outcome = f"{name} SILENT" if wrong else verdict.outcome
             verdict.absent += sum(seen.content is None for seen in observed.tree.values())
             return
         struck = {
@@ -157,7 +178,7 @@ class Damager:
     async def _media_flip(self, state: CrashState, choice: random.Random) -> Injury:
         name, offset = _used_unit(state, choice)
         at = choice.randrange(_UNIT)
-        await _change(state.media[name], offset, lambda unit: _flipped(unit, at, choice.randrange(8)))
+        await _change(state.media[name], offset, lambda unit: flipped(unit, at, choice.randrange(8)))
         return Injury(f"{name}: a bit at {offset + at}", [(name, offset, _UNIT)])
 
     async def _media_zero(self, state: CrashState, choice: random.Random) -> Injury:
@@ -230,15 +251,9 @@ class Damager:
         state.database, state.log = epoch.database, epoch.log[: point.wal_bytes]
         return Injury(f"catalog of {point}", catalog=True)
 
-    async def _catalog_flip(self, state: CrashState, choice: random.Random) -> Injury:
-        at = choice.randrange(len(state.database))
-        state.database = _flipped(state.database, at, choice.randrange(8))
-        return Injury(f"a bit of the catalog at {at}", catalog=True)
-
-    async def _catalog_cut(self, state: CrashState, choice: random.Random) -> Injury:
-        kept = choice.randrange(len(state.database))
-        state.database = state.database[:kept] + (bytes(_UNIT) if choice.random() < 0.3 else b"")
-        return Injury(f"the catalog ends at {kept}", catalog=True)
+    async def _catalog(self, state: CrashState, choice: random.Random) -> Injury:
+        state.database, text = catalog_damage.STRIKES[self._kind](state.database, choice)
+        return Injury(text, catalog=True)
 
     # --- small files -----------------------------------------------------------------------------------
 
@@ -310,10 +325,6 @@ async def _swap(state: CrashState, one: Extent, other: Extent) -> None:
     await state.media[other[0]].write(other[1], memoryview(first))
 
 
-def _flipped(data: bytes, at: int, bit: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
-
-
 @contextlib.contextmanager
 def _files_put_back(place: Ground) -> Iterator[None]:
     """Key and pool files are afterwards what they were before."""
@@ -332,7 +343,7 @@ def _spoil(path: FilePath, choice: random.Random) -> Injury:
     if how == "remove":
         path.unlink()
     elif how == "flip":
-        path.write_bytes(_flipped(data, choice.randrange(len(data)), choice.randrange(8)))
+        path.write_bytes(flipped(data, choice.randrange(len(data)), choice.randrange(8)))
     else:
         path.write_bytes(data[: choice.randrange(len(data))] if how == "cut" else b"")
     return Injury(f"{path.name}: {how}")

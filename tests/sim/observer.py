@@ -42,6 +42,8 @@ class Observed:
     stored_bytes: dict[int, int] = field(default_factory=dict)
     """Charged bytes of each object that has a name here."""
     missing: bool = False
+    errors: list[str] = field(default_factory=list)
+    """What was answered with an error and not with names or attributes."""
 
 
 async def observe(service: Service, tenants: Sequence[str]) -> list[Observed]:
@@ -64,6 +66,8 @@ class _Walk:
             top = (await self._ask(Lookup(1, name), Found)).attributes
         except NotFoundError:
             return Observed(missing=True)
+        except BadRecordError as error:
+            return Observed(missing=True, errors=[str(error)])
         self._found.inos[()] = top.ino
         self._found.stored_bytes[top.ino] = 0
         waiting: list[tuple[Path, int]] = [((), top.ino)]
@@ -71,7 +75,11 @@ class _Walk:
             path, ino = waiting.pop()
             for entry in await self._entries(ino):
                 below = (*path, entry.name)
-                self._found.tree[below] = await self._seen(entry.attributes)
+                try:
+                    self._found.tree[below] = await self._seen(entry.attributes)
+                except UNREADABLE as error:
+                    self._found.errors.append(f"{below}: {error}")
+                    continue
                 self._found.inos[below] = entry.attributes.ino
                 self._found.stored_bytes[entry.attributes.ino] = entry.attributes.stored_bytes
                 if stat.S_ISDIR(entry.attributes.mode):
@@ -90,7 +98,11 @@ class _Walk:
         entries: list[Any] = []
         cookie, end = 0, False
         while not end:
-            listing = await self._ask(ReadDirectory(ino, cookie, 5), DirectoryListing)
+            try:
+                listing = await self._ask(ReadDirectory(ino, cookie, 5), DirectoryListing)
+            except UNREADABLE as error:
+                self._found.errors.append(f"directory {ino}: {error}")
+                break
             entries += listing.entries
             cookie, end = (listing.entries[-1].cookie if listing.entries else cookie), listing.end
         return entries

@@ -3,6 +3,7 @@
     python -m tests.sim.run --seed 1 --cases 2000
     python -m tests.sim.run --seed 1 --scenario collect --only power:117        one case again
     python -m tests.sim.run --seed 1 --kind fail --every --part 1/4             all there are, in four parts
+    python -m tests.sim.run --seed 1 --cases 6000 --damage catalog_row          one kind of damage
 
 Prints counts by kind, and for each violation what it was and the command that repeats it. Ends with 1 on a violation.
 """
@@ -71,6 +72,8 @@ class Wanted:
     cases: int
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     kinds: tuple[str, ...] = tuple(SHARES)
+    damages: tuple[str, ...] = ()
+    """Damage of these kinds only; none: of all."""
     only: tuple[str, int] | None = None
     every: slice | None = None
     stop_at_first: bool = False
@@ -103,7 +106,7 @@ def _run_scenario(report: Report, wanted: Wanted, name: str, seed: int, budget: 
     if budget <= 0:
         return
     with recorded(name, seed) as record:
-        crasher, damager, failer = Crasher(record, seed), Damager(record, seed), Failer(name, seed)
+        crasher, damager, failer = Crasher(record, seed), Damager(record, seed, wanted.damages), Failer(name, seed)
         report.runs += 1
         cases: dict[str, tuple[Case, int]] = {
             "kill": (crasher.kill, 2 * len(crasher.points)),
@@ -112,8 +115,10 @@ def _run_scenario(report: Report, wanted: Wanted, name: str, seed: int, budget: 
         }
         if "fail" in wanted.kinds:
             cases["fail"] = (failer.fail, len(KINDS) * simulate(seed, failer.operations))
+        again = "".join(f" --damage {damage}" for damage in wanted.damages)
         for kind, number in _chosen(wanted, cases, random.Random(f"{seed} {name}"), budget):
-            _run_case(report, f"--seed {seed} --scenario {name} --only {kind}:{number}", kind, cases[kind][0], number)
+            command = f"--seed {seed} --scenario {name}{again} --only {kind}:{number}"
+            _run_case(report, command, kind, cases[kind][0], number)
             if wanted.stop_at_first and report.violations:
                 return
 
@@ -175,12 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), action="append")
     parser.add_argument("--kind", choices=sorted(SHARES), action="append")
+    parser.add_argument("--damage", metavar="NAME", action="append", help="of this kind of damage only")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="one case; needs --seed and --scenario")
     parser.add_argument("--every", action="store_true", help="each case of the seed, whatever --cases says")
     parser.add_argument("--part", type=_part, default=slice(0, None, 1), metavar="I/N", help="of --every: part I of N")
     options = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)  # what the pool says about its damage is not what is looked at here
     wanted = Wanted(options.seed, options.cases, tuple(options.scenario or SCENARIOS), tuple(options.kind or SHARES))
+    if options.damage:
+        wanted.damages, wanted.kinds = tuple(options.damage), ("damage",)
     if options.only:
         kind, number = options.only.split(":")
         wanted.only, wanted.cases = (kind, int(number)), len(wanted.scenarios)

@@ -9,7 +9,11 @@ import pytest
 
 from kvfs.errors import BadRecordError
 from kvfsd.catalog.database import Database
+from kvfsd.catalog.inodes import Inodes
+from kvfsd.catalog.namespace import Namespace
+from kvfsd.catalog.rows import InodeRow, ListedEntry
 from kvfsd.catalog.tenants import Tenants
+from kvfsd.catalog.wholeness import Wholeness
 from kvfsd.crypto import sealing
 from kvfsd.datapath import pipeline
 from kvfsd.metalog.metadata_log import MetadataLog
@@ -18,7 +22,7 @@ from kvfsd.pool.pool import Pool
 from kvfsd.segments.appends import SegmentAppender
 from kvfsd.segments.moving import RecordMover
 from kvfsd.segments.store import SegmentStore
-from tests.sim.run import Wanted, run
+from tests.sim.run import SHARES, Wanted, run
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -144,6 +148,23 @@ def a_rollback_that_forgets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Database, "commit", commit)
 
 
+def rows_that_are_not_checked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Inodes, "checked", lambda inodes, tenant, fetched: InodeRow._make(fetched[:-1]))
+
+
+def names_that_are_not_checked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Namespace, "_behind", lambda namespace, tenant, parent, name, found: namespace._inodes.find(tenant, found[0])
+    )
+    patch.setattr(
+        Namespace, "_listed", lambda namespace, tenant, parent, row: ListedEntry(*row[:2], InodeRow._make(row[4:-1]))
+    )
+
+
+def holes_that_are_believed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Wholeness, "hole_steps", lambda wholeness, tenant, ino: iter(()))
+
+
 SEED = 5
 
 PLANTED: list[tuple[Plant, str, str]] = [
@@ -157,12 +178,17 @@ PLANTED: list[tuple[Plant, str, str]] = [
     (removals_that_are_not_logged, "names", "kill"),
     (an_outbox_that_is_emptied_too_early, "log", "kill"),
     (a_rollback_that_forgets, "store", "fail"),
+    (rows_that_are_not_checked, "names", "catalog_row"),
+    (names_that_are_not_checked, "names", "catalog_row"),
+    (holes_that_are_believed, "rewrite", "catalog_row"),
 ]
 
 
 @pytest.mark.parametrize(("plant", "scenario", "kind"), PLANTED, ids=[plant.__name__ for plant, *_ in PLANTED])
 def test_a_planted_bug_is_found(plant: Plant, scenario: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    report = run(Wanted(SEED, 400, (scenario,), (kind,), stop_at_first=True))
+    damages = () if kind in SHARES else (kind,)
+    wanted = Wanted(SEED, 400, (scenario,), ("damage",) if damages else (kind,), damages, stop_at_first=True)
+    report = run(wanted)
     assert report.violations, f"{plant.__name__} was not found in {report.total} cases"
     assert "--only" in report.violations[0]

@@ -226,6 +226,8 @@ def wrap(slot_key: bytes, pool: bytes, owner: tuple[int, int], key: bytes, salt:
 def unwrap(slot_key: bytes, pool: bytes, slot: KeySlot) -> bytes:
     """The key in `slot`; WrongKeyError naming tenant and epoch if it does not open as theirs in this pool."""
     where = f"key slot of tenant {slot.tenant}, epoch {slot.epoch}"
+    if not (0 <= slot.tenant < 1 << 32 and 0 <= slot.epoch < 1 << 32 and isinstance(slot.wrapped, bytes)):
+        raise WrongKeyError(f"{where}: damaged, no tenant and epoch have such a slot")
     if len(slot.wrapped) != WRAPPED_BYTES:
         raise WrongKeyError(f"{where}: want {WRAPPED_BYTES} bytes, have {len(slot.wrapped)}")
     if slot.wrapped[0] != SLOT_VERSION:

@@ -78,7 +78,7 @@ def test_rotation_keeps_the_old_epoch():
     assert other.record_key(5, 1, 2, 3, SALT) == old
 
 
-@pytest.mark.parametrize("change", [{"tenant": 6}, {"epoch": 2}, {"epoch": 0}])
+@pytest.mark.parametrize("change", [{"tenant": 6}, {"epoch": 2}, {"epoch": 0}, {"epoch": 1 << 40}, {"tenant": -1}])
 def test_a_slot_opens_only_as_itself(change):
     slot = ring().create_tenant(5)[1]
     with pytest.raises(WrongKeyError, match=f"tenant {change.get('tenant', 5)}, epoch {change.get('epoch', 1)}"):
