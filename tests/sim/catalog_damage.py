@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from kvfs.errors import KvfsError
 from kvfsd.catalog.check import check
-from kvfsd.pool.pool import Pool
+from kvfsd.service.service import Service
 from tests.sim.checker import BrokenPromiseError
 from tests.sim.model import Path, State
 from tests.sim.observer import Observed
@@ -181,9 +181,22 @@ def _brief(path: Path, content: bytes) -> str:
     return f"{len(content)} of them, beginning with {content[:8]!r}"
 
 
-def is_found(pool: Pool) -> bool:
-    """Whether `kvfsctl check` tells that something is wrong."""
+def check_all(service: Service, seen: Sequence[Observed], histories: Sequence[Sequence[State]]) -> tuple[int, str]:
+    """What is seen is as it was; what is gone was told when it was met, or the full check tells it -> how much, how."""
+    counters = service.metrics.counters
+    told = counters.damaged_rows or counters.bad_records or any(one.errors for one in seen)
+    absent = sum(check_seen(number, one, histories[number][-1]) for number, one in enumerate(seen))
+    if not absent:
+        return 0, "harmless"
+    if told:
+        return absent, "cost something, told"
+    if not _is_found(service):
+        raise BrokenPromiseError(f"{absent} paths are gone, nobody is told, and the check finds nothing")
+    return absent, "cost something, check tells"
+
+
+def _is_found(service: Service) -> bool:
     try:
-        return bool(check(pool.catalog.database))
+        return bool(check(service.catalog.database))
     except KvfsError:
         return True

@@ -126,7 +126,8 @@ class Damager:
                 service = Service(pool, OPTIONS)
                 seen = await observe(service, tenants)
                 if name in catalog_damage.KINDS:
-                    self._check_catalog(service, seen, verdict)
+                    verdict.absent, outcome = catalog_damage.check_all(service, seen, self._recorded.trace.histories)
+                    verdict.outcome = f"{name} {outcome}"
         except KvfsError as error:
             if not (injury.catalog or name.startswith("old_")):
                 raise BrokenPromiseError(f"the pool does not open: {error!r}") from error
@@ -139,20 +140,6 @@ class Damager:
             self._check(number, observed, settled, injury, name, verdict)
         verdict.outcome = f"{name} {'cost a file' if verdict.absent else 'harmless'}"
         return verdict
-
-    def _check_catalog(self, service: Service, seen: list[Observed], verdict: Verdict) -> None:
-        """What is seen is as it was. What is gone was told when it was met, or the full check tells it."""
-        counters = service.metrics.counters
-        told = counters.damaged_rows or counters.bad_records or any(one.errors for one in seen)
-        for number, observed in enumerate(seen):
-            state = self._recorded.trace.histories[number][-1]
-            verdict.absent += catalog_damage.check_seen(number, observed, state)
-        if verdict.absent and not told and not catalog_damage.is_found(service.pool):
-            raise BrokenPromiseError(f"{verdict.absent} paths are gone, nobody is told, and the check finds nothing")
-        outcome = (
-            "harmless" if not verdict.absent else "cost something, told" if told else "cost something, check tells"
-        )
-        verdict.outcome = f"{self._kind} {outcome}"
 
     def _check(
         self, number: int, observed: Observed, settled: Settled, injury: Injury, name: str, verdict: Verdict
