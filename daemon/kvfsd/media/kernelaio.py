@@ -8,6 +8,7 @@ the device's blocks; anything else is for the caller's threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -134,7 +135,8 @@ class KernelAio:
                 trio.lowlevel.reschedule(self._waiting.popitem()[1])
 
     def _collect(self) -> None:
-        os.eventfd_read(self._eventfd)
+        with contextlib.suppress(BlockingIOError):  # woken for nothing: an error here would free memory in flight
+            os.eventfd_read(self._eventfd)
         count = _libc.syscall(self._events_call, self._context, 0, DEPTH, self._events, self._no_wait)
         for number in range(max(0, count)):
             slot, _, result, _ = _EVENT.unpack_from(self._events, number * _EVENT.size)

@@ -105,6 +105,25 @@ async def test_the_task_that_watches_may_end_first(aio, direct):
     assert sorted(finished) == list(range(6))
 
 
+async def test_a_wake_up_for_nothing_frees_no_memory(aio, direct, monkeypatch):
+    """The eventfd may be found empty; the request in flight is waited for all the same."""
+    real, woken = trio.lowlevel.wait_readable, []
+
+    async def early(descriptor: int) -> None:
+        woken.append(descriptor)
+        if len(woken) > 3:
+            await real(descriptor)
+
+    monkeypatch.setattr(kernelaio.trio.lowlevel, "wait_readable", early)
+    monkeypatch.setattr(kernelaio.os, "eventfd_read", _nothing_there)
+    assert await aio.write(direct, aligned(b"z" * 4096), 0) == 4096
+    assert woken
+
+
+def _nothing_there(_: int) -> int:
+    raise BlockingIOError
+
+
 @pytest.mark.parametrize("machine", ["riscv64", ""])
 def test_an_unknown_processor_has_none(monkeypatch, machine):
     monkeypatch.setattr(kernelaio.platform, "machine", lambda: machine)
