@@ -41,6 +41,7 @@ class TenantChecks:
             self._database.run(
                 "UPDATE tenant SET used_bytes=?, used_objects=? WHERE tenant=?", (*(counted or (0, 0)), row.tenant)
             )
+            self._tenants.use_changed(row.tenant)
 
     def seal_use(self) -> None:
         """Write the checks of use, in a transaction of its own; the last thing before a clean close."""

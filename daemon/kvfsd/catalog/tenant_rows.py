@@ -50,6 +50,10 @@ class TenantRows:
             self._kept[tenant] = row
         return row
 
+    def use_changed(self, tenant: int) -> None:
+        """Somebody wrote the tenant's use past this class: what is kept of its row is old."""
+        self._kept.pop(tenant, None)
+
     def all(self) -> list[TenantRow]:
         """Every tenant, by number (at most `limits.TENANTS_MAX`); FailsafeError as in `get`."""
         rows = self._database.all(f"SELECT {_COLUMNS}, members, mac FROM tenant ORDER BY tenant")
