@@ -27,9 +27,10 @@ from kvfs.commands import (
     WriteBlock,
 )
 from kvfs.errors import KvfsError, ProtocolError, StaleError
+from kvfs.eventlist import EventList
 from kvfs.framestream import ConnectionLostError, FrameStream
 from kvfs.handshake import Farewell, Welcome
-from kvfs.remotecalls import Call, CallTable, EventList
+from kvfs.remotecalls import EVENTS_MAX, Call, CallTable
 from kvfs.remotelink import Resume, Target, connect
 from kvfs.tracebacks import without_text
 
@@ -53,7 +54,7 @@ class RemoteAttachment:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.calls = CallTable()
-        self.events = EventList()
+        self.events = EventList(EVENTS_MAX)
         self.state_lost: Callable[[], None] = lambda: None
         self.closing = False
         self.reconnects = 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
 import trio
 
 from kvfs import limits
-from kvfs.commands import Command, Completion, Event, ObjectChanged, ReadBlock, Request, Sync, WriteBlock
+from kvfs.commands import Command, Completion, ReadBlock, Request, Sync, WriteBlock
 from kvfs.errors import KvfsError
 from kvfs.framestream import FrameStream
 from kvfs.queuepair import Buffer
@@ -124,30 +123,3 @@ class CallTable:
         """The connection is gone, and with it everything that nobody waits for."""
         for call in [call for call in self._calls.values() if call.abandoned]:
             self.end(call)
-
-
-class EventList:
-    """Events that have come and were not taken yet."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-        self._arrived = trio.Event()
-
-    def put(self, event: Event) -> None:
-        """Add one; never waits."""
-        if len(self._events) >= EVENTS_MAX:
-            self._events.clear()
-            event = ObjectChanged(0)
-        self._events.append(event)
-        self._arrived.set()
-
-    def take(self) -> list[Event]:
-        """All events since the last call, oldest first."""
-        events = list(self._events)
-        self._events.clear()
-        self._arrived = trio.Event()
-        return events
-
-    async def wait(self) -> None:
-        """Return once `take` has something."""
-        await self._arrived.wait()
