@@ -38,20 +38,10 @@ Options of -o:
 """
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"kvfs {version('kvfs')}")
-        raise typer.Exit
-
-
 @app.callback()
 def kvfs(
     *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, help="Print the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, program.version_option("kvfs")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
 ) -> None:
     """Mount KV-cache tenants as filesystems, sealed at rest."""

@@ -18,20 +18,10 @@ from kvfsd.cli.program import argument, examples
 app = program.new_app("Serve a pool to many mounts: keys, catalog and media in one process.")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"kvfsd {version('kvfs')}")
-        raise typer.Exit
-
-
 @app.callback()
 def kvfsd(
     *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, help="Print the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, program.version_option("kvfsd")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (may stand anywhere).")] = False,
 ) -> None:
     """Serve a pool to many mounts: keys, catalog and media in one process."""

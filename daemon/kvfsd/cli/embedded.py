@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from kvfsd.admin import mounts
 from kvfsd.admin.admin import Method, Methods, NoParams
 from kvfsd.admin.admin_methods import PoolAdmin
 from kvfsd.admin.mounts import MountRecord
+from kvfsd.admin.service_report import metrics_method, service_status
 from kvfsd.cli import mounted
 from kvfsd.cli.background import Readiness
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.options import MountOptions
 from kvfsd.cli.privatepool import ensure_private_pool
 from kvfsd.cli.request import MountRequest
-from kvfsd.metrics import prometheus_text
 from kvfsd.pool.pool import Pool
 from kvfsd.pool.tenants import TenantChange
 from kvfsd.service.inprocess import InProcessQueuePair
@@ -59,21 +58,14 @@ class _Mount:
     async def status(self, _: NoParams) -> dict[str, Any]:
         usage = (await self.queue_pair.submit(StatFilesystem())).result
         return {
-            "state": "failsafe" if self.service.failsafe_reason else self.state,
-            "failsafe_reason": self.service.failsafe_reason,
+            **service_status(self.service, self.state, self.record.mounted_at_ns),
             "usage": {name: getattr(usage, name) for name in usage.__struct_fields__},
-            "metrics": self.service.metrics.snapshot(),
-            "warnings": list(self.service.pool.warnings),
-            "uptime_ns": time.time_ns() - self.record.mounted_at_ns,
         }
-
-    async def metrics(self, _: NoParams) -> dict[str, Any]:
-        return {"text": prometheus_text(self.service.metrics).decode()}
 
     def methods(self) -> Methods:
         methods = Methods()
         methods.add("status", Method("State, use and counters of this mount.", self.status))
-        methods.add("metrics", Method("All metrics in Prometheus' text format.", self.metrics))
+        methods.add("metrics", metrics_method(self.service))
         tenant = self.record.tenant
         PoolAdmin(self.service.pool, self.service.quarantine, lambda name: name == tenant).register(methods)
         return methods

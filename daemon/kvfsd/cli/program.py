@@ -70,6 +70,19 @@ def argument(metavar: str) -> Any:
     return typer.Argument(metavar=metavar, hidden=True, show_default=False)
 
 
+def version_option(name: str) -> Any:
+    """The option --version of the program called `name`."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            from importlib.metadata import version
+
+            print(f"{name} {version('kvfs')}")
+            raise typer.Exit
+
+    return typer.Option("--version", callback=show, help="Print the version and exit.", is_eager=True)
+
+
 def examples(*lines: str) -> str:
     """An epilog that keeps its lines: command lines a reader can copy."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -25,12 +25,12 @@ from kvfsd.admin import mounts
 from kvfsd.admin.admin import Method, Methods, NoParams, listen
 from kvfsd.admin.admin_methods import PoolAdmin
 from kvfsd.admin.mounts import MountRecord
+from kvfsd.admin.service_report import metrics_method, service_status
 from kvfsd.cli import launch, mounted, output
 from kvfsd.cli.activation import inherited
 from kvfsd.cli.keysource import kek_source
 from kvfsd.cli.notify import notify
 from kvfsd.cli.options import KekOptions
-from kvfsd.metrics import prometheus_text
 from kvfsd.pool.pool import Pool
 from kvfsd.server.server import Server, ServerOptions
 from kvfsd.service.service import Service
@@ -145,21 +145,14 @@ class _Daemon:
     async def status(self, _: NoParams) -> dict[str, Any]:
         names = [tenant.name for tenant in self.service.pool.tenants.list()]
         return {
-            "state": "failsafe" if self.service.failsafe_reason else self.state,
-            "failsafe_reason": self.service.failsafe_reason,
+            **service_status(self.service, self.state, self.record.mounted_at_ns),
             "attachments": {name: count for name in names if (count := self.server.of_tenant(name))},
-            "metrics": self.service.metrics.snapshot(),
-            "warnings": list(self.service.pool.warnings),
-            "uptime_ns": time.time_ns() - self.record.mounted_at_ns,
         }
-
-    async def metrics(self, _: NoParams) -> dict[str, Any]:
-        return {"text": prometheus_text(self.service.metrics).decode()}
 
     def methods(self) -> Methods:
         methods = Methods()
         methods.add("status", Method("State, attachments and counters of this daemon.", self.status))
-        methods.add("metrics", Method("All metrics in Prometheus' text format.", self.metrics))
+        methods.add("metrics", metrics_method(self.service))
         service = self.service
         PoolAdmin(service.pool, service.quarantine, lambda name: bool(self.server.of_tenant(name))).register(methods)
         return methods
